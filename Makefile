@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make compare` (the main job) and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+ARGS ?=
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SETUP = pyproject.toml constraints.txt
+
+.PHONY: compare test test-all test-oldest lint figures clean
+
+compare: $(VENV)/.compare  ## fine-tune, measure, bound, report
+	$(BIN)/lodrop compare $(ARGS)
+
+test: $(VENV)/.test lint  ## what a contributor and CI run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+
+test-all: $(VENV)/.test lint  ## with the slow checks
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-oldest:  ## the oldest supported versions, in an environment of their own
+	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c .ci/constraints-oldest.txt -e '.[test]'
+	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -q -W default -m 'not slow' $(ARGS)
+
+figures: $(VENV)/.compare  ## redraw every figure and table from the committed records
+	$(BIN)/python -m paper_figures
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.compare: $(SETUP) | $(BIN)/python
+	@echo "installing lodrop and its pinned dependencies into $(VENV) ..."
+	$(PIP) -e '.[nn]'
+	touch $@
+
+$(VENV)/.test: $(SETUP) | $(BIN)/python
+	@echo "installing lodrop and its pinned test dependencies into $(VENV) ..."
+	$(PIP) -e '.[test]'
+	touch $@ $(VENV)/.compare
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info
