@@ -1,0 +1,124 @@
+"""Run configurations that have no record yet; keep each record as soon as its run is finished."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lodrop_nn.compare.progress import GridProgress
+from lodrop_nn.config import RunConfig
+from lodrop_nn.data import batches, load_base_model, load_data, split, tokenize
+from lodrop_nn.measure.environment import environment
+from lodrop_nn.measure.run import measure
+from lodrop_nn.train.finetune import build_adapter, fine_tune
+from lodrop_theory.records import RecordError, RunRecord, read_record, write_record
+
+EVALUATION_BATCH = 32
+
+
+def run(
+    config: RunConfig,
+    *,
+    on_training: Callable[[float, str], None] | None = None,
+    on_measuring: Callable[[float, str], None] | None = None,
+) -> RunRecord:
+    """Fine-tune and measure one configuration, on the GPU where there is one.
+
+    Args:
+        config: The run.
+        on_training: Called with the fraction of the fine-tuning that is done and a text.
+        on_measuring: Called with the fraction of the measurement that is done and a text.
+
+    Returns:
+        The record; nothing is written.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = load_data(config.data)
+    train_rows, test_rows = split(data, config.n_train, config.n_test, config.seed)
+    base, tokenizer = load_base_model(config.model, data.n_classes, config.seed)
+    train, test = tokenize(train_rows, tokenizer), tokenize(test_rows, tokenizer)
+    model, bank = build_adapter(config, base)
+    model.to(device)
+
+    def on_step(step: int, n_steps: int, loss: float) -> None:
+        if on_training is not None:
+            on_training(step / n_steps, f"step {step}/{n_steps}, loss {loss:.3f}")
+
+    def on_stage(stage: str, fraction: float) -> None:
+        if on_measuring is not None:
+            on_measuring(fraction, stage)
+
+    tuned = fine_tune(model, bank, train, config, on_step=on_step)
+    return measure(
+        model,
+        bank,
+        batches(train, EVALUATION_BATCH, order="length", device=device),
+        batches(test, EVALUATION_BATCH, order="length", device=device),
+        config,
+        fine_tune_seconds=tuned.seconds,
+        environment=environment(),
+        on_stage=on_stage,
+    )
+
+
+def record_path(config: RunConfig, folder: Path) -> Path:
+    """Where the record of a configuration lies in a comparison's folder."""
+    return folder / "records" / f"{config.run_id}.json"
+
+
+def finished(config: RunConfig, folder: Path) -> RunRecord | None:
+    """The record of a configuration, or None if the run is still to do.
+
+    Raises:
+        RecordError: If there is a file, but it cannot be trusted.
+    """
+    path = record_path(config, folder)
+    if not path.exists():
+        return None
+    record = read_record(path)
+    if record.run_id != config.run_id:
+        raise RecordError(f"{path} must be the record of run {config.run_id}, got {record.run_id}.")
+    return record
+
+
+def compare_runs(
+    configs: Sequence[RunConfig], folder: Path, *, console: Console
+) -> list[RunRecord]:
+    """Records of all configurations; runs what is missing, one record file per finished run.
+
+    Interrupt it at any time: the runs that were finished stay, and the next call continues.
+
+    Args:
+        configs: The grid.
+        folder: Records go to ``folder/records/<run_id>.json``.
+        console: Where progress is drawn.
+
+    Raises:
+        RecordError: If a file in the way of a record cannot be trusted.
+    """
+    pending = [config for config in configs if finished(config, folder) is None]
+    if len(pending) < len(configs):
+        console.print(f"{len(configs) - len(pending)} of {len(configs)} runs were already done.")
+    if pending:
+        with GridProgress(pending, console) as progress:
+            for config in pending:
+                record = run(
+                    config,
+                    on_training=lambda f, text, c=config: progress.training(c, f, text),
+                    on_measuring=lambda f, text, c=config: progress.measuring(c, f, text),
+                )
+                write_record(record, record_path(config, folder))
+                progress.finish(config, _line(record))
+    return [record for config in configs if (record := finished(config, folder)) is not None]
+
+
+def _line(record: RunRecord) -> str:
+    scores = record.predictors["ensemble"]
+    return (
+        f"p={record.dropout_rate:<4g} seed {record.config['seed']}  "
+        f"gap {record.predictors['mean'].generalization_gap.value:.3f} (mean) "
+        f"{scores.generalization_gap.value:.3f} (ensemble)  "
+        f"test accuracy {scores.test_accuracy.value:.3f}  "
+        f"{sum(record.seconds.values()):.0f} s"
+    )
