@@ -1,0 +1,43 @@
+"""Models and data that can be had with a package index alone, and how they become batches."""
+
+from collections.abc import Callable, Mapping
+
+from lodrop_nn.data.classification import TextClassificationData, split
+from lodrop_nn.data.examples import Batch, Examples, batches, tokenize
+from lodrop_nn.data.fetch import DownloadError, PinnedWheel, cache_dir, fetch_members
+from lodrop_nn.data.models import load_base_model
+from lodrop_nn.data.movie_reviews import load_movie_reviews
+
+# What `data` of a RunConfig can name.
+DATA_SETS: Mapping[str, Callable[[], TextClassificationData]] = {
+    "movie-reviews": load_movie_reviews,
+}
+
+
+def load_data(name: str) -> TextClassificationData:
+    """The data set of that name.
+
+    Raises:
+        ValueError: If there is none; the text lists those there are.
+    """
+    if name not in DATA_SETS:
+        raise ValueError(f"`name` must be one of {sorted(DATA_SETS)}, got {name!r}.")
+    return DATA_SETS[name]()
+
+
+__all__ = [
+    "DATA_SETS",
+    "Batch",
+    "DownloadError",
+    "Examples",
+    "PinnedWheel",
+    "TextClassificationData",
+    "batches",
+    "cache_dir",
+    "fetch_members",
+    "load_base_model",
+    "load_data",
+    "load_movie_reviews",
+    "split",
+    "tokenize",
+]
