@@ -13,7 +13,12 @@ Float64Array = NDArray[np.float64]
 
 
 def as_float64(name: str, value: ArrayLike) -> Float64Array:
-    """Convert to float64; booleans, complex numbers, text and NaN are refused."""
+    """Convert to float64; booleans, complex numbers, text and NaN are refused.
+
+    Raises:
+        TypeError: If ``value`` is not a real number or an array of them.
+        ValueError: If it contains NaN.
+    """
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` must be a real number or an array of them, got {value!r}.")

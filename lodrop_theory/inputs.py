@@ -5,6 +5,8 @@ the arguments of a NumPy ufunc. Two runs that agree on the fields of an inputs o
 bound. Where a number came from lives in :class:`~lodrop_theory.records.RunRecord`.
 """
 
+# ruff: noqa: RUF009 -- `_checked` returns `dataclasses.field`, which ruff cannot see
+
 from dataclasses import dataclass, field, fields
 from typing import Any
 

@@ -61,7 +61,7 @@ def smoothed_cross_entropy(
     chosen = np.take_along_axis(
         rows, np.broadcast_to(answers, rows.shape[:-1])[..., None], axis=-1
     )[..., 0]
-    return -np.log((1.0 - a) * chosen + a / n_classes)
+    return np.asarray(-np.log((1.0 - a) * chosen + a / n_classes))
 
 
 def smoothed_loss_range(smoothing: ArrayLike, n_classes: ArrayLike) -> Float64Array:
