@@ -1,0 +1,113 @@
+"""LoRA Dropout from a config, for frameworks that call ``get_peft_model`` themselves."""
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from lodrop_nn.adapter import variant
+from lodrop_nn.adapter.sidecar import AdapterFileError, read_sidecar, write_sidecar
+from lodrop_nn.config import MaskScope
+from lodrop_nn.masks import MaskBank, MaskSettings
+
+
+@dataclass(kw_only=True)
+class LoraDropoutConfig(LoraConfig):
+    """A ``LoraConfig`` whose adapter has LoRA Dropout.
+
+    ``get_peft_model(base, LoraDropoutConfig(dropout_rate=0.5, ...))`` is all it takes, so it fits
+    where a trainer takes a ``peft_config``. ``peft_type`` stays LORA and ``adapter_config.json``
+    stays what plain LoRA writes; the fields below go into ``lora_dropout.json`` beside it. What
+    PEFT writes are the factors as trained: to publish an adapter of the paper's form
+    (``rescale=False``), use :func:`lodrop_nn.adapter.saving.save_adapter`.
+
+    PEFT shows a config the layers but not the model. Until the first call of
+    :func:`~lodrop_nn.adapter.attach.mask_bank` on the model, which the trainer mixin and the
+    ensemble make, each layer therefore draws for itself when it runs, with the same law.
+
+    It defines the first adapter of a model; PEFT grows further ones inside existing layers without
+    asking the config. For those, attach with
+    :func:`~lodrop_nn.adapter.attach.attach_lora_dropout`.
+
+    Attributes:
+        dropout_rate: p in [0, 1), the probability that an input or output coordinate is dropped.
+            PEFT's ``lora_dropout`` is another method and stays available.
+        n_masks: N >= 1, masks per training pass.
+        mask_scope: ``"batch"``, or ``"example"`` for a mask per example; N is then 1.
+        rescale: Whether kept coordinates are divided by 1 - p.
+        mask_seed: Seed >= 0 of the training masks, or None.
+
+    Raises:
+        ValueError: If a value is outside its range.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from torch import nn
+        >>> config = LoraDropoutConfig(dropout_rate=0.5, target_modules=["0"])
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 3)), config)
+        >>> from lodrop_nn.adapter import mask_bank
+        >>> mask_bank(model).dropout_rate
+        0.5
+    """
+
+    dropout_rate: float
+    n_masks: int = field(default=1)
+    mask_scope: MaskScope = field(default="batch")
+    rescale: bool = field(default=True)
+    mask_seed: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        variant.make_layers_with(self, MaskBank(self.mask_settings))
+
+    @property
+    def mask_settings(self) -> MaskSettings:
+        """The law of the masks."""
+        return MaskSettings(
+            self.dropout_rate,
+            n_masks=self.n_masks,
+            mask_scope=self.mask_scope,
+            rescale=self.rescale,
+            seed=self.mask_seed,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a plain LoRA config, and the side-car for the weights as trained beside it."""
+        # The values as they are, without the checks and changes of a new construction.
+        plain = object.__new__(LoraConfig)
+        vars(plain).update(vars(self))
+        plain.save_pretrained(str(save_directory), **kwargs)
+        write_sidecar(Path(save_directory), self.mask_settings, lora_B_factor=1.0)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> "LoraDropoutConfig":
+        """Read a saved config and its side-car from a local folder.
+
+        Raises:
+            AdapterFileError: If the side-car cannot be trusted, or belongs to folded weights.
+        """
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        sidecar = read_sidecar(folder)
+        if sidecar.lora_B_factor != 1.0:
+            raise AdapterFileError(
+                f"the lora_B in {folder} has the factor {sidecar.lora_B_factor} folded in, which "
+                "a config cannot undo: load it with `lodrop_nn.adapter.saving.load_adapter`."
+            )
+        plain = LoraConfig.from_pretrained(str(folder), **kwargs)
+        shared = {f.name: getattr(plain, f.name) for f in fields(LoraConfig) if f.init}
+        masks = sidecar.settings
+        return cls(
+            **shared,
+            dropout_rate=masks.dropout_rate,
+            n_masks=masks.n_masks,
+            mask_scope=masks.mask_scope,
+            rescale=masks.rescale,
+            mask_seed=masks.seed,
+        )

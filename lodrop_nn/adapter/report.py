@@ -1,0 +1,137 @@
+"""What LoRA Dropout acts on: the adapted layers, their updates, and how sparse masks make them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+
+from lodrop_nn.adapter import variant
+from lodrop_nn.adapter.attach import adapter_layers, mask_bank
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedLayer:
+    """A layer whose update is masked.
+
+    Attributes:
+        name: Path of the layer in the model.
+        dropout_rate: p, the probability that a coordinate is dropped.
+        in_features: Coordinates that the column mask covers.
+        out_features: Coordinates that the row mask covers.
+    """
+
+    name: str
+    dropout_rate: float
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealizedSparsity:
+    """Zero fraction of masked updates, counted on drawn masks.
+
+    Attributes:
+        value: Mean over layers, weighted by their entries, in [0, 1]; its expectation is
+            2p - p^2.
+        n_draws: Number of draws behind it.
+        per_layer: The same for each layer, by name.
+    """
+
+    value: float
+    n_draws: int
+    per_layer: Mapping[str, float]
+
+
+def adapted_layers(model: PeftModel, adapter_name: str = "default") -> list[AdaptedLayer]:
+    """The layers that LoRA Dropout acts on: what is not listed here trains without it.
+
+    Args:
+        model: A model whose adapter has LoRA Dropout.
+        adapter_name: The adapter.
+
+    Returns:
+        One entry per layer; a layer that the model uses several times is listed once.
+
+    Raises:
+        ValueError: If the adapter does not exist or has no LoRA Dropout.
+    """
+    bank = mask_bank(model, adapter_name)
+    return [
+        AdaptedLayer(
+            name=layer.name,
+            dropout_rate=bank.dropout_rate,
+            in_features=layer.in_features,
+            out_features=layer.out_features,
+        )
+        for layer in bank.layers
+    ]
+
+
+def realized_sparsity(
+    model: PeftModel, n_draws: int, seed: int, adapter_name: str = "default"
+) -> RealizedSparsity:
+    r"""The fraction of entries of the updates that masks set to zero.
+
+    An entry (i, j) of an update survives if output i and input j do, so a layer with
+    :math:`a` of :math:`d_{in}` inputs and :math:`b` of :math:`d_{out}` outputs kept has zero
+    fraction :math:`1 - ab / (d_{in} d_{out})`, whose expectation is :math:`1-(1-p)^2 = 2p - p^2`.
+
+    Args:
+        model: A model whose adapter has LoRA Dropout.
+        n_draws: Masks to draw, >= 1.
+        seed: Seed >= 0 of the masks.
+        adapter_name: The adapter.
+
+    Returns:
+        The fraction over all layers and for each of them.
+
+    Raises:
+        ValueError: If an argument is outside its range, or the adapter has no LoRA Dropout.
+
+    Source:
+        Lin et al. (2024), arXiv:2404.09610, Eq. (9): sparsity 2p - p^2.
+    """
+    bank = mask_bank(model, adapter_name)
+    masks = bank.draw(n_draws, seed)
+    per_layer: dict[str, float] = {}
+    zeros = entries = 0.0
+    for layer in bank.layers:
+        columns, rows = layer.split(masks)
+        kept = float((columns.sum(1).double() * rows.sum(1).double()).mean())
+        size = layer.in_features * layer.out_features
+        per_layer[layer.name] = 1.0 - kept / size
+        zeros += size - kept
+        entries += size
+    return RealizedSparsity(value=zeros / entries, n_draws=n_draws, per_layer=per_layer)
+
+
+def delta_weights(
+    model: PeftModel, adapter_name: str = "default"
+) -> dict[str, Float[Tensor, "out_features in_features"]]:
+    r"""The mean update :math:`\Delta W` of each layer, as :math:`y = (W + \Delta W) x` uses it.
+
+    That is :math:`s B A`, times :math:`(1-p)^2` where masks are not rescaled; whether masks are on
+    or off at the moment does not matter. An adapter without LoRA Dropout is taken as it is.
+
+    Args:
+        model: A model with LoRA adapters.
+        adapter_name: The adapter.
+
+    Returns:
+        Updates by layer name, differentiable in the factors. Conv1D layers, which store their
+        weight transposed, come in the same orientation as all others.
+
+    Raises:
+        ValueError: If the adapter does not exist or has no LoRA layer.
+        NotImplementedError: If the adapter has a layer of a kind that is not supported yet.
+    """
+    updates = {}
+    for name, layer in adapter_layers(model, adapter_name).items():
+        bank = variant.installed_bank(layer, adapter_name)
+        if bank is None:
+            variant.check_supported(layer, name, adapter_name)
+        lora_A, lora_B, scaling = variant.factors(layer, adapter_name)
+        updates[name] = lora_B @ lora_A * (scaling * (1.0 if bank is None else bank.mean_factor))
+    return updates

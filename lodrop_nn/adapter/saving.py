@@ -1,0 +1,96 @@
+"""Save an adapter so that plain PEFT loads its mean predictor; load it with its masks."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from lodrop_nn.adapter import variant
+from lodrop_nn.adapter.attach import adapter_layers, attach_lora_dropout, mask_bank
+from lodrop_nn.adapter.sidecar import WEIGHTS_NAME, AdapterFileError, read_sidecar, write_sidecar
+
+_PEFT_FILES = (WEIGHTS_NAME, "adapter_config.json")
+
+
+def save_adapter(
+    model: PeftModel, path: str | os.PathLike[str], adapter_name: str = "default"
+) -> Path:
+    """Save an adapter with LoRA Dropout as an ordinary LoRA adapter with a side-car.
+
+    The weights (safetensors) and ``adapter_config.json`` are what PEFT writes for plain LoRA.
+    Where masks are not rescaled (the paper's form), the mean factor (1 - p)^2 is multiplied into
+    the saved lora_B: plain PEFT and serving engines then load the mean predictor instead of an
+    update that is 1 / (1 - p)^2 too strong. ``lora_dropout.json`` says how to undo that and how
+    masks are drawn.
+
+    Args:
+        model: A model whose adapter has LoRA Dropout; it is left as it is.
+        path: Folder to write to, made if need be. Its files of the same names are replaced, the
+            side-car last, so that an interrupted save is noticed on loading.
+        adapter_name: The adapter to save.
+
+    Returns:
+        The folder that holds the files. It is ``path`` for every adapter name.
+
+    Raises:
+        ValueError: If the adapter does not exist or has no LoRA Dropout.
+    """
+    bank = mask_bank(model, adapter_name)
+    state = model.state_dict()
+    for name in adapter_layers(model, adapter_name):
+        key = variant.lora_B_key(name, adapter_name)
+        state[key] = state[key] * bank.mean_factor  # a new tensor: the model keeps its own
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    # PEFT writes into a folder beside the files that it would replace, one by one, in place.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        model.save_pretrained(
+            temporary,
+            safe_serialization=True,
+            selected_adapters=[adapter_name],
+            state_dict=state,
+        )
+        written = Path(temporary, "" if adapter_name == "default" else adapter_name)
+        for file in _PEFT_FILES:
+            os.replace(written / file, folder / file)
+    write_sidecar(folder, bank.settings, lora_B_factor=bank.mean_factor)
+    return folder
+
+
+def load_adapter(
+    base_model: nn.Module, path: str | os.PathLike[str], *, is_trainable: bool = False
+) -> PeftModel:
+    """Load a saved adapter onto its base model and attach its LoRA Dropout again.
+
+    Args:
+        base_model: The model that the adapter was trained on; PEFT changes it in place.
+        path: Local folder that :func:`save_adapter` wrote, or that PEFT wrote for a
+            :class:`~lodrop_nn.adapter.config.LoraDropoutConfig`.
+        is_trainable: Whether the adapter's weights require gradients.
+
+    Returns:
+        The adapted model, in evaluation mode unless ``is_trainable``. The adapter's name is
+        ``"default"``.
+
+    Raises:
+        TypeError: If ``base_model`` is a PeftModel already.
+        AdapterFileError: If the files are missing, unknown, edited or do not belong together.
+    """
+    if isinstance(base_model, PeftModel):
+        raise TypeError("`base_model` must be a model without adapters, got a PeftModel.")
+    folder = Path(path)
+    sidecar = read_sidecar(folder)
+    # PEFT would fall back to a pickle, which can run code.
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise AdapterFileError(f"{folder} must hold {WEIGHTS_NAME}; pickled weights are refused.")
+    model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=is_trainable)
+    with torch.no_grad():
+        for layer in adapter_layers(model, "default").values():
+            _, lora_B, _ = variant.factors(layer, "default")
+            lora_B /= sidecar.lora_B_factor
+    attach_lora_dropout(model, **dataclasses.asdict(sidecar.settings))
+    return model

@@ -1,0 +1,279 @@
+"""The masks of one adapter, and who decides which of them are on."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lodrop_nn.config import MaskScope
+from lodrop_nn.masks.contexts import Overridden
+from lodrop_nn.masks.draw import Draw, LayerMasks, MaskedLayer
+from lodrop_nn.masks.hooks import batch_size, hook_passes
+from lodrop_nn.masks.laws import iid_masks, seeded_generator
+from lodrop_nn.masks.passes import MEMBER_STREAM, TrainingPasses
+from lodrop_nn.masks.settings import MaskSettings, check_count, check_seed
+
+
+class MaskBank:
+    """The masks of one LoRA adapter.
+
+    While the model trains, each forward pass draws new masks: ``n_masks`` of them (scope
+    ``"batch"``) or one per example (scope ``"example"``). In evaluation mode there are none, and
+    the adapter acts as the mean of its masked versions. :meth:`fixed` and :meth:`off` override
+    both.
+
+    Args:
+        settings: The law of the masks. With ``n_masks`` = N > 1, a training batch holds N
+            instances of the same examples, instance after instance (see
+            :func:`lodrop_nn.train.tiling.tile_batch`). With a ``seed``, training masks depend on
+            it and on ``passes.n_drawn`` only, so the ranks of a distributed training share them
+            and a resumed one continues them; without, they come from torch's default CPU
+            generator, as those of ``torch.nn.Dropout`` on the CPU do.
+
+    Attributes:
+        settings: The law of the masks.
+        passes: The training passes seen and their masks.
+
+    Example:
+        >>> bank = MaskBank(MaskSettings(0.5))
+        >>> slot = bank.register("query", in_features=3, out_features=2)
+        >>> columns, rows = bank.split(bank.draw(4, seed=0), slot)
+        >>> columns.shape, rows.shape
+        (torch.Size([4, 3]), torch.Size([4, 2]))
+    """
+
+    def __init__(self, settings: MaskSettings) -> None:
+        self.settings = settings
+        self._layers: list[MaskedLayer] = []
+        self.passes = TrainingPasses(settings, self._layers)
+        self._off = False
+        self._fixed: Draw | None = None
+        self._hooks: list[RemovableHandle] = []
+
+    def __repr__(self) -> str:
+        return f"MaskBank({self.settings}, n_layers={len(self._layers)})"
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability p in [0, 1) that a coordinate is dropped."""
+        return self.settings.dropout_rate
+
+    @property
+    def n_masks(self) -> int:
+        """N, masks per training pass."""
+        return self.settings.n_masks
+
+    @property
+    def mask_scope(self) -> MaskScope:
+        """Whether a training mask serves the whole batch or one example."""
+        return self.settings.mask_scope
+
+    @property
+    def rescale(self) -> bool:
+        """Whether kept coordinates are divided by 1 - p."""
+        return self.settings.rescale
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the training masks."""
+        return self.settings.seed
+
+    @property
+    def mean_factor(self) -> float:
+        """Mean of the masked update over the stored update."""
+        return self.settings.mean_factor
+
+    @property
+    def layers(self) -> tuple[MaskedLayer, ...]:
+        """The layers that the bank has masks for, in the order of their columns in a draw."""
+        return tuple(self._layers)
+
+    @property
+    def n_coordinates(self) -> int:
+        """Input and output coordinates of all layers together."""
+        return sum(layer.width for layer in self._layers)
+
+    def register(self, name: str, in_features: int, out_features: int) -> int:
+        """Reserve the masks of a layer and return the slot under which it asks for them."""
+        layer = MaskedLayer(
+            name=name,
+            in_features=in_features,
+            out_features=out_features,
+            offset=self.n_coordinates,
+        )
+        self._layers.append(layer)
+        return len(self._layers) - 1
+
+    def draw(self, n_masks: int, seed: int) -> Bool[Tensor, "n_masks n_coordinates"]:
+        """Masks of the members of a seeded ensemble, as :meth:`fixed` holds them.
+
+        Args:
+            n_masks: Number of members, >= 1.
+            seed: Seed >= 0.
+
+        Returns:
+            True where a coordinate is kept, on the CPU. Member i is a function of (seed, i)
+            alone: neither the batch nor the device matters, and a larger ensemble extends a
+            smaller one.
+
+        Raises:
+            ValueError: If an argument is outside its range.
+        """
+        check_count("n_masks", n_masks)
+        check_seed("seed", seed)
+        streams = (seeded_generator(seed, MEMBER_STREAM, member) for member in range(n_masks))
+        rate = self.settings.dropout_rate
+        return torch.cat([iid_masks(1, self.n_coordinates, rate, stream) for stream in streams])
+
+    def split(self, masks: Bool[Tensor, "n_masks n_coordinates"], slot: int) -> LayerMasks:
+        """Column masks (of A) and row masks (of B) of one layer in a draw."""
+        return self._layers[slot].split(masks)
+
+    @contextlib.contextmanager
+    def fixed(self, n_masks: int = 16, seed: int = 0) -> Iterator["MaskBank"]:
+        """Hold ``n_masks`` masks for the whole context, also in evaluation mode.
+
+        Inputs hold ``n_masks`` instances of a batch, instance after instance; instance i sees
+        member i of the ensemble that ``seed`` names. The members are well-defined adapters: the
+        same for every batch, through all steps of ``generate()``, and on every device. A backward
+        pass through checkpointed blocks belongs inside the context.
+
+        Args:
+            n_masks: Number of members, >= 1.
+            seed: Seed >= 0; see :meth:`draw`.
+
+        Yields:
+            The bank.
+
+        Raises:
+            ValueError: If an argument is outside its range.
+        """
+        masks = Draw(self.draw(n_masks, seed))
+        with Overridden((self, {"_off": False, "_fixed": masks})):
+            yield self
+
+    @contextlib.contextmanager
+    def members(self, start: int, stop: int) -> Iterator["MaskBank"]:
+        """Inside :meth:`fixed`: only members ``start`` to ``stop - 1``, to take them in chunks.
+
+        Args:
+            start: First member, >= 0.
+            stop: One past the last member, at most the number of fixed masks.
+
+        Yields:
+            The bank.
+
+        Raises:
+            RuntimeError: If no masks are fixed.
+            ValueError: If the range is empty or reaches beyond the fixed masks.
+        """
+        if self._fixed is None:
+            raise RuntimeError("`members` chooses among fixed masks: enter `bank.fixed()` first.")
+        n_masks = self._fixed.masks.shape[0]
+        if not 0 <= start < stop <= n_masks:
+            raise ValueError(
+                f"`start` and `stop` must satisfy 0 <= start < stop <= {n_masks}, "
+                f"got start={start!r}, stop={stop!r}."
+            )
+        with Overridden((self, {"_fixed": Draw(self._fixed.masks[start:stop])})):
+            yield self
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator["MaskBank"]:
+        """Apply no masks, also in training mode: the adapter acts as its mean.
+
+        For the mean predictor, and for log-probabilities that must be reproducible in training
+        mode (preference and RL training, whose ``disable_dropout`` does not find these masks).
+
+        Yields:
+            The bank.
+        """
+        with Overridden((self, {"_off": True})):
+            yield self
+
+    def checkpoint_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """A ``context_fn`` for ``torch.utils.checkpoint``: recompute under the masks of now.
+
+        Without it, recomputation sees the masks of the latest forward pass. That is right for the
+        usual forward-backward rhythm and wrong when several forward passes precede one backward
+        pass (contrastive and preference losses). Pass it on as
+        ``gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": ...}``.
+
+        Returns:
+            The context of the forward pass (empty) and of its recomputation.
+        """
+        now = {"draw": self.passes.draw, "alone": self.passes.alone}
+        served = (self, {"_off": self._off, "_fixed": self._fixed}), (self.passes, now)
+        return nullcontext(), Overridden(*served)
+
+    def masks(
+        self, slot: int, *, training: bool, n_rows: int, device: torch.device
+    ) -> LayerMasks | None:
+        """Masks that a layer must apply now, or None for the mean update.
+
+        Args:
+            slot: What :meth:`register` returned for the layer.
+            training: Whether the layer is in training mode.
+            n_rows: Leading dimension of the layer's input.
+            device: Where the masks are needed.
+
+        Returns:
+            Column masks (of A) and row masks (of B), or None.
+        """
+        if not self._is_active(training):
+            return None
+        if self._fixed is not None:
+            return self.split(self._fixed.to(device), slot)
+        return self.passes.masks(slot, n_rows, device)
+
+    def watch(self, roots: Sequence[nn.Module]) -> None:
+        """Draw when a forward pass enters one of these modules, given outermost first.
+
+        A bank that watches nothing still works: each layer then draws for itself.
+        """
+        self._hooks += hook_passes(self, roots)
+
+    def unwatch(self) -> None:
+        """Remove the hooks that :meth:`watch` placed."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether masks are drawn once per pass for all layers."""
+        return bool(self._hooks)
+
+    def begin_pass(
+        self, depth: int, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Called by the hooks before the forward pass of a root.
+
+        Raises:
+            ValueError: If the pass cannot be masked: it mixes adapters in one batch, or has no
+                batch dimension although each example needs a mask.
+        """
+        if not self.passes.begin(depth) or not self._is_active(training):
+            return
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "`adapter_names` (adapters mixed in one batch) regroups the rows that masks are "
+                "assigned to: use it in evaluation mode and outside `bank.fixed()`."
+            )
+        if self._fixed is None:
+            self.passes.draw_pass(batch_size(args, kwargs))
+
+    def end_pass(self, depth: int) -> None:
+        """Called by the hooks after the forward pass of a root, also after one that raised."""
+        self.passes.end(depth)
+
+    def _is_active(self, training: bool) -> bool:
+        if self._off or self.settings.dropout_rate == 0.0:
+            return False
+        return training or self._fixed is not None

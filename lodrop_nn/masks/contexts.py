@@ -1,0 +1,36 @@
+"""Attributes that hold other values for the time of a `with` block."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+
+class Overridden:
+    """A context in which attributes of objects have given values.
+
+    Other than a context made by ``contextlib.contextmanager`` it may be entered again and again,
+    which recomputation needs: autograd may run through the same graph twice.
+
+    Args:
+        changes: Objects, each with the attributes to set on it.
+    """
+
+    def __init__(self, *changes: tuple[object, Mapping[str, Any]]) -> None:
+        self._changes = changes
+        self._saved: list[list[dict[str, Any]]] = []
+
+    def __enter__(self) -> None:
+        self._saved.append(
+            [{name: getattr(owner, name) for name in values} for owner, values in self._changes]
+        )
+        for owner, values in self._changes:
+            vars(owner).update(values)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for (owner, _), values in zip(self._changes, self._saved.pop(), strict=True):
+            vars(owner).update(values)

@@ -1,0 +1,1 @@
+"""Prediction with LoRA Dropout: the ensemble over masks and the mean."""
