@@ -104,7 +104,10 @@ class RunConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunConfig":
         """The inverse of :meth:`as_json`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**fields)
 
     @property
     def run_id(self) -> str:

@@ -1,6 +1,8 @@
 """Run configurations that have no record yet; keep each record as soon as its run is finished."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,16 +52,17 @@ def run(
             on_measuring(fraction, stage)
 
     tuned = fine_tune(model, bank, train, config, on_step=on_step)
-    return measure(
+    record = measure(
         model,
         bank,
         batches(train, EVALUATION_BATCH, order="length", device=device),
         batches(test, EVALUATION_BATCH, order="length", device=device),
         config,
         fine_tune_seconds=tuned.seconds,
-        environment=environment(),
+        environment=environment(device),
         on_stage=on_stage,
     )
+    return replace(record, notes=(*record.notes, *data.caveats))
 
 
 def record_path(config: RunConfig, folder: Path) -> Path:
@@ -103,14 +106,14 @@ def compare_runs(
     if pending:
         with GridProgress(pending, console) as progress:
             for config in pending:
-                record = run(
+                done = run(
                     config,
-                    on_training=lambda f, text, c=config: progress.training(c, f, text),
-                    on_measuring=lambda f, text, c=config: progress.measuring(c, f, text),
+                    on_training=partial(progress.training, config),
+                    on_measuring=partial(progress.measuring, config),
                 )
-                write_record(record, record_path(config, folder))
-                progress.finish(config, _line(record))
-    return [record for config in configs if (record := finished(config, folder)) is not None]
+                write_record(done, record_path(config, folder))
+                progress.finish(config, _line(done))
+    return [read_record(record_path(config, folder)) for config in configs]
 
 
 def _line(record: RunRecord) -> str:

@@ -20,6 +20,7 @@ class TextClassificationData:
         n_classes: K, >= 2.
         source: Who made it and where it is from.
         licence_note: What is known about its licence.
+        caveats: What a reader of a risk on these rows must know.
     """
 
     texts: tuple[str, ...]
@@ -29,6 +30,7 @@ class TextClassificationData:
     n_classes: int
     source: str
     licence_note: str
+    caveats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.texts)

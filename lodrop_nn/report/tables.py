@@ -11,7 +11,7 @@ import numpy as np
 
 from lodrop_nn.report.summary import Quantity, RateSummary, SeedMean, paired_difference
 from lodrop_theory import BoundResult, update_sparsity
-from lodrop_theory.records import PREDICTORS
+from lodrop_theory.records import PREDICTORS, Predictor
 
 MARKS = {"certificate": "", "plug-in": "~"}
 _LEGEND = (
@@ -53,6 +53,10 @@ def with_interval(summary: SeedMean, digits: int = 3) -> str:
     return f"{text}\n±{half:.1e}" if "e" in text else f"{text}\n±{half:.{digits}f}"
 
 
+def _score(predictor: Predictor, name: str) -> Quantity:
+    return lambda record: getattr(record.predictors[predictor], name)
+
+
 def risk_table(summaries: Sequence[RateSummary]) -> Table:
     """Train and test risk and gap of the three predictors."""
     columns = ["p"]
@@ -63,10 +67,7 @@ def risk_table(summaries: Sequence[RateSummary]) -> Table:
         cells = [f"{summary.dropout_rate:g}"]
         for predictor in PREDICTORS:
             for name in ("empirical_risk", "population_risk", "generalization_gap"):
-                value = summary.over_seeds(
-                    lambda r, p=predictor, n=name: getattr(r.predictors[p], n)
-                )
-                cells.append(with_interval(value))
+                cells.append(with_interval(summary.over_seeds(_score(predictor, name))))
         rows.append(tuple(cells))
     masks = summaries[0].records[0].n_masks_test
     return Table(
@@ -91,10 +92,7 @@ def score_table(summaries: Sequence[RateSummary]) -> Table:
         cells = [f"{summary.dropout_rate:g}"]
         for predictor in PREDICTORS:
             for name, _ in names:
-                value = summary.over_seeds(
-                    lambda r, p=predictor, n=name: getattr(r.predictors[p], n)
-                )
-                cells.append(with_interval(value))
+                cells.append(with_interval(summary.over_seeds(_score(predictor, name))))
         rows.append(tuple(cells))
     return Table(
         title="Held-out scores",
@@ -208,7 +206,7 @@ def bound_table(
     rows = []
     reasons: dict[str, list[float]] = {}
     for summary in summaries:
-        gap = summary.over_seeds(lambda r: r.predictors["mean"].generalization_gap)
+        gap = summary.over_seeds(_score("mean", "generalization_gap"))
         cells = [f"{summary.dropout_rate:g}", with_interval(gap)]
         for results in zip(*(filter(chosen, bounds) for bounds in summary.bounds), strict=True):
             cells.append(_bound_cell(results))
@@ -238,13 +236,13 @@ def _reason(result: BoundResult) -> str:
 
 
 _PAIRED: tuple[tuple[str, Quantity], ...] = (
-    ("gap\nmean", lambda r: r.predictors["mean"].generalization_gap),
-    ("gap\nensemble", lambda r: r.predictors["ensemble"].generalization_gap),
-    ("test risk\nmean", lambda r: r.predictors["mean"].population_risk),
-    ("test risk\nensemble", lambda r: r.predictors["ensemble"].population_risk),
-    ("ECE\nmean", lambda r: r.predictors["mean"].calibration_error),
-    ("ECE\nensemble", lambda r: r.predictors["ensemble"].calibration_error),
-    ("accuracy\nensemble", lambda r: r.predictors["ensemble"].test_accuracy),
+    ("gap\nmean", _score("mean", "generalization_gap")),
+    ("gap\nensemble", _score("ensemble", "generalization_gap")),
+    ("test risk\nmean", _score("mean", "population_risk")),
+    ("test risk\nensemble", _score("ensemble", "population_risk")),
+    ("ECE\nmean", _score("mean", "calibration_error")),
+    ("ECE\nensemble", _score("ensemble", "calibration_error")),
+    ("accuracy\nensemble", _score("ensemble", "test_accuracy")),
 )
 
 
