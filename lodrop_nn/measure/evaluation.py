@@ -1,0 +1,105 @@
+"""The common ground of all measurements: evaluation mode, masks off, plain cross-entropy."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+
+from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.predict.first_token import first_token_only
+
+Batch = Mapping[str, Tensor]
+_NOT_INPUTS = frozenset({"labels", "index"})
+
+
+def model_inputs(model: PeftModel, batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch that the model reads, on its device."""
+    return {name: t.to(model.device) for name, t in batch.items() if name not in _NOT_INPUTS}
+
+
+def count_rows(batches: Sequence[Batch]) -> int:
+    """Number of examples in all batches.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    n_rows = sum(len(batch["labels"]) for batch in batches)
+    if n_rows == 0:
+        raise ValueError("`batches` must hold at least one example, got none.")
+    return n_rows
+
+
+def trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
+    """The parameters that fine-tuning moves, by name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "`model` must have parameters that require gradients, got none; "
+            "load the adapter with is_trainable=True."
+        )
+    return trained
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode comes back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def only_tokens_read(model: PeftModel, batches: Sequence[Batch]) -> AbstractContextManager[bool]:
+    """Skip tokens that no head reads, where the model is of a kind that allows it."""
+    count_rows(batches)
+    widest = max(batches, key=lambda batch: max(t[0].numel() for t in batch.values() if len(t)))
+    probe = {name: tensor[:4] for name, tensor in model_inputs(model, widest).items()}
+    return first_token_only(model, probe)
+
+
+@contextmanager
+def mean_predictor(model: PeftModel, bank: MaskBank, batches: Sequence[Batch]) -> Iterator[None]:
+    """The point at which gradients and curvature are measured: evaluation mode, masks off.
+
+    Attention is made of elementary operations: fused kernels have no second derivative and cannot
+    be vectorized over examples.
+    """
+    with (
+        evaluation_mode(model),
+        bank.off(),
+        sdpa_kernel(SDPBackend.MATH),
+        only_tokens_read(model, batches),
+    ):
+        yield
+
+
+def mean_losses(model: PeftModel, batches: Sequence[Batch]) -> list[Callable[[], Tensor]]:
+    """One function per batch; their sum is the mean cross-entropy of all examples. Nats."""
+    n_rows = count_rows(batches)
+
+    def part(batch: Batch) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            logits = model(**model_inputs(model, batch)).logits
+            return (
+                cross_entropy(logits, batch["labels"].to(logits.device), reduction="sum") / n_rows
+            )
+
+        return loss
+
+    return [part(batch) for batch in batches]
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """One float64 vector on the CPU, in the order given."""
+    return torch.cat([t.detach().flatten().to("cpu", torch.float64) for t in tensors])

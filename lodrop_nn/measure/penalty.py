@@ -1,0 +1,170 @@
+r"""The weight :math:`\lambda` of the penalty that LoRA Dropout is read as, estimated two ways.
+
+The paper replaces training under masks by the penalized risk
+
+.. math:: \hat R(D) + \lambda\, s(p)\, \|D\|_F^2, \qquad s(p) = 2p - p^2,
+
+with D the low-rank update of the adapted weights and lambda left free. On a network no lambda
+makes the two equal; each estimator here answers for one property of them, and their spread shows
+how far the reading carries.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from lodrop_nn.adapter.report import delta_weights
+from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.measure.evaluation import Batch
+from lodrop_nn.measure.intervals import mean_estimate
+from lodrop_nn.measure.lipschitz import ExampleGradients, example_gradients
+from lodrop_nn.measure.predictions import Predictions, predict_all
+from lodrop_nn.measure.risk import negative_log_likelihoods
+from lodrop_theory.records import Estimate
+
+
+def delta_weight_norm(model: PeftModel, *, adapter_name: str = "default") -> Estimate:
+    r"""Frobenius norm of the update of all adapted layers together, masks off.
+
+    .. math:: \|D\|_F = \Bigl(\sum_{\text{layers}} \|s B A\|_F^2\Bigr)^{1/2}
+
+    Args:
+        model: Adapted model.
+        adapter_name: Name of its adapter.
+
+    Returns:
+        A number >= 0, exact up to rounding; ``n_draws`` counts the layers.
+    """
+    deltas = delta_weights(model, adapter_name)
+    squares = [float(delta.detach().to(torch.float64).square().sum()) for delta in deltas.values()]
+    return Estimate(
+        value=math.sqrt(math.fsum(squares)),
+        n_draws=len(squares),
+        method="Frobenius norm of s B A over all adapted layers, as applied with masks off",
+    )
+
+
+def penalty(
+    model: PeftModel,
+    bank: MaskBank,
+    batches: Sequence[Batch],
+    *,
+    n_masks: int,
+    seed: int,
+    level: float = 0.95,
+    adapter_name: str = "default",
+    predictions: Predictions | None = None,
+) -> Estimate | None:
+    r"""Lambda by energy: what the masks add to the training loss, per unit of the penalty.
+
+    .. math:: \lambda = \frac{\mathbb E_m \hat R_m - \hat R}{s(p)\, \|D\|_F^2}
+
+    with the plain cross-entropy that is trained, :math:`\hat R_m` under a mask draw and
+    :math:`\hat R` with masks off. It may be negative: masks need not raise the loss.
+
+    Args:
+        model: Adapted classifier.
+        bank: The masks of its adapter.
+        batches: The training examples.
+        n_masks: Mask draws, >= 1.
+        seed: Seed >= 0 of the masks.
+        level: Coverage of the interval over mask draws, in (0, 1).
+        adapter_name: Name of the adapter.
+        predictions: Predictions on ``batches``, where they have been computed already.
+
+    Returns:
+        Nats per parameter^2, or None where the penalty is zero (p = 0 or D = 0).
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Source:
+        The penalty: Lin et al. (2024), arXiv:2404.09610v1, equations 9 to 11, which give no way
+        to find lambda; the estimator is ours.
+    """
+    unit = _penalty_per_unit(model, bank, adapter_name)
+    if unit == 0.0:
+        return None
+    if predictions is None:
+        predictions = predict_all(model, bank, batches, n_masks=n_masks, seed=seed)
+    labels = predictions.labels
+    masked = negative_log_likelihoods(predictions.member_probabilities, labels).mean(-1)
+    plain = negative_log_likelihoods(predictions.mean_probabilities, labels).mean()
+    draws = np.asarray((masked - plain) / unit)
+    return mean_estimate(draws, level, "loss added by the masks over s(p) ||D||^2, masks drawn")
+
+
+def penalty_kkt(
+    model: PeftModel,
+    bank: MaskBank,
+    batches: Sequence[Batch],
+    *,
+    adapter_name: str = "default",
+    gradients: ExampleGradients | None = None,
+) -> Estimate | None:
+    r"""Lambda by stationarity: the weight at which the penalty balances the risk along B.
+
+    .. math:: \lambda = -\frac{\langle \nabla_B \hat R, B \rangle}{2\, s(p)\, \|D\|_F^2}
+
+    A minimizer of the penalized risk satisfies this, because :math:`D` is linear in B and so
+    :math:`\langle \nabla_B \|D\|^2, B \rangle = 2 \|D\|^2`. Away from a minimizer, as after a
+    fixed number of steps, it also absorbs what is left of the gradient; it may be negative.
+
+    Args:
+        model: Adapted classifier.
+        bank: The masks of its adapter.
+        batches: The training examples.
+        adapter_name: Name of the adapter.
+        gradients: Their gradients, where they have been computed already.
+
+    Returns:
+        Nats per parameter^2 without an interval, or None where the penalty is zero (p = 0 or
+        D = 0).
+
+    Raises:
+        ValueError: If the factors B are not trained.
+
+    Source:
+        Stationarity of Lin et al. (2024), arXiv:2404.09610v1, equation 11; the estimator is ours.
+    """
+    unit = _penalty_per_unit(model, bank, adapter_name)
+    if unit == 0.0:
+        return None
+    gradients = gradients or example_gradients(model, bank, batches)
+    slope = _slope_along_the_update(model, gradients.mean, adapter_name)
+    return Estimate(
+        value=-slope / (2 * unit),
+        n_draws=len(gradients.norms),
+        method="-<grad_B R, B> over 2 s(p) ||D||^2, masks off, at a point that need not be "
+        "stationary",
+    )
+
+
+def _penalty_per_unit(model: PeftModel, bank: MaskBank, adapter_name: str) -> float:
+    """s(p) ||D||^2, the penalty at lambda = 1."""
+    p = bank.dropout_rate
+    return p * (2 - p) * delta_weight_norm(model, adapter_name=adapter_name).value ** 2
+
+
+def _slope_along_the_update(
+    model: PeftModel, gradient: Mapping[str, Tensor], adapter_name: str
+) -> float:
+    # The derivative of the risk when all B grow by the same factor.
+    factors = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name in gradient and f".lora_B.{adapter_name}." in name
+    }
+    if not factors:
+        raise ValueError(
+            f"`model` must train the factors B of adapter {adapter_name!r}, got none that "
+            "requires gradients."
+        )
+    return math.fsum(
+        float((gradient[name] * parameter.detach().to("cpu", torch.float64)).sum())
+        for name, parameter in factors.items()
+    )

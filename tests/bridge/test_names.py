@@ -1,0 +1,69 @@
+"""One word on both sides: measurements, fields of the record, and what theorems read."""
+
+import dataclasses
+from collections.abc import Set
+from typing import get_type_hints
+
+import pytest
+
+import lodrop_nn.measure
+from lodrop_nn.config import RunConfig
+from lodrop_theory import inputs
+from lodrop_theory.records import Estimate, PredictorMeasurement, RunRecord
+
+# Chosen by the reader of a bound, not measured.
+CHOSEN = {"delta"}
+# The held-out bound reads the risk on the held-out rows, which estimates the population's.
+RENAMED = {"held_out_risk": "population_risk"}
+# Read by theorems, not measured yet.
+NOT_MEASURED = {
+    "hypothesis_stability",
+    "pointwise_stability",
+    "uniform_stability",
+    "replace_one_in",
+    "replace_one_out",
+    "loss_variance",
+}
+ALL_INPUTS = [
+    value
+    for value in vars(inputs).values()
+    if isinstance(value, type) and dataclasses.is_dataclass(value) and value is not inputs._Inputs
+]
+
+
+def names(kind: type) -> Set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def measured_fields() -> list[str]:
+    """Fields of the record that hold an estimate."""
+    hints = get_type_hints(RunRecord)
+    return [name for name, hint in hints.items() if hint in (Estimate, Estimate | None)]
+
+
+@pytest.mark.parametrize("kind", ALL_INPUTS)
+def test_what_a_theorem_reads_is_in_the_record(kind: type) -> None:
+    recorded = names(RunRecord) | names(PredictorMeasurement)
+    for name in names(kind) - CHOSEN - NOT_MEASURED:
+        assert RENAMED.get(name, name) in recorded, f"{kind.__name__}.{name} has no measurement"
+
+
+def test_nothing_is_excused_without_need() -> None:
+    read = set().union(*(names(kind) for kind in ALL_INPUTS))
+    recorded = names(RunRecord) | names(PredictorMeasurement)
+    assert len(ALL_INPUTS) >= 6
+    assert read >= CHOSEN | NOT_MEASURED | set(RENAMED)
+    assert not NOT_MEASURED & recorded, "measured by now: take it off the list"
+
+
+@pytest.mark.parametrize("name", measured_fields())
+def test_a_function_of_the_same_name_measures_each_field(name: str) -> None:
+    function = getattr(lodrop_nn.measure, name)
+    assert callable(function)
+    assert name in lodrop_nn.measure.__all__
+    assert get_type_hints(function)["return"] in (Estimate, Estimate | None)
+
+
+def test_the_record_repeats_the_configuration_in_its_words() -> None:
+    shared = {"dropout_rate", "n_train", "n_test", "n_masks_train", "n_masks_test"}
+    assert shared <= names(RunRecord) & names(RunConfig)

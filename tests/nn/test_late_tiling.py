@@ -1,0 +1,200 @@
+"""Shared prefixes and skipped tokens change the cost and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lodrop_nn.predict.first_token import first_token_only
+from lodrop_nn.predict.late_tiling import FrozenPrefix, mean_and_member_logits
+from lodrop_nn.train.tiling import tile_batch
+from tests.nn.classifiers import KINDS, adapted_classifier, padded_batches
+
+
+def inputs_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def count_rows(model: nn.Module, kind: str) -> dict[str, list[int]]:
+    """Rows that each block's attention reads, filled in as passes run."""
+    seen: dict[str, list[int]] = {}
+    suffix = {"bert": "attention.output.dense", "llama": "self_attn.o_proj"}[kind]
+    for name, module in model.named_modules():
+        if name.endswith(suffix):
+
+            def note(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                seen.setdefault(name.split(".")[-4 if kind == "bert" else -3], []).append(
+                    args[0].shape[0]
+                )
+
+            module.register_forward_pre_hook(note)
+    return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("adapted_layers", [(2,), (1, 2), (1,), (0, 2)])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_equal_to_plain_tiling(kind: str, adapted_layers: tuple[int, ...], rescale: bool) -> None:
+    model, bank = adapted_classifier(kind, 0.4, adapted_layers=adapted_layers, rescale=rescale)
+    model.eval()
+    for batch in padded_batches(7, batch_size=3):
+        inputs = inputs_of(batch)
+        with torch.no_grad():
+            mean, members = mean_and_member_logits(
+                model,
+                bank,
+                inputs,
+                n_masks=5,
+                seed=2,
+                prefix=FrozenPrefix.below_the_adapter(model, bank),
+            )
+            with bank.fixed(n_masks=5, seed=2):
+                plain = model(**tile_batch(inputs, 5)).logits
+            with bank.off():
+                off = model(**inputs).logits
+        torch.testing.assert_close(members.flatten(0, 1), plain, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(mean, off, rtol=0, atol=0)
+        assert float((members[0] - members[1]).abs().max()) > 1e-3
+
+
+@given(n_masks=st.integers(1, 6), rows=st.integers(1, 4), seed=st.integers(0, 2**31))
+def test_equal_to_plain_tiling_for_any_size(n_masks: int, rows: int, seed: int) -> None:
+    model, bank = adapted_classifier("bert", 0.5)
+    model.eval()
+    inputs = inputs_of(padded_batches(rows, seed=seed)[0])
+    arguments: dict[str, Any] = {"n_masks": n_masks, "seed": seed}
+
+    with torch.no_grad():
+        prefix = FrozenPrefix.below_the_adapter(model, bank)
+        late = mean_and_member_logits(model, bank, inputs, **arguments, prefix=prefix)
+        plain = mean_and_member_logits(model, bank, inputs, **arguments, prefix=FrozenPrefix([]))
+
+    torch.testing.assert_close(late[1], plain[1], rtol=1e-9, atol=1e-12)
+    assert late[1].shape[0] == n_masks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_blocks_see_each_row_once(kind: str) -> None:
+    model, bank = adapted_classifier(kind, 0.4, adapted_layers=(1, 2))
+    model.eval()
+    seen = count_rows(model, kind)
+    prefix = FrozenPrefix.below_the_adapter(model, bank)
+
+    with torch.no_grad():
+        mean_and_member_logits(
+            model, bank, inputs_of(padded_batches(4)[0]), n_masks=6, seed=0, prefix=prefix
+        )
+
+    assert seen == {"0": [4], "1": [4, 24], "2": [4, 24]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_base_layers_of_the_first_adapted_block_see_each_row_once(kind: str) -> None:
+    model, bank = adapted_classifier(kind, 0.4, adapted_layers=(1, 2))
+    model.eval()
+    inputs = inputs_of(padded_batches(4)[0])
+    prefix = FrozenPrefix.below_the_adapter(model, bank)
+    assert prefix.first_adapted is not None
+    rows = []
+    projection = next(
+        module
+        for name, module in prefix.first_adapted.named_modules()
+        if name.endswith(("query.base_layer", "q_proj.base_layer"))
+    )
+    original = projection.forward
+    projection.forward = lambda x: rows.append(x.shape[0]) or original(x)
+
+    with torch.no_grad():
+        mean_and_member_logits(model, bank, inputs, n_masks=6, seed=0, prefix=prefix)
+
+    assert rows == [4, 4]
+    del projection.forward
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_is_left_as_it_was(kind: str) -> None:
+    model, bank = adapted_classifier(kind, 0.4)
+    model.eval()
+    prefix = FrozenPrefix.below_the_adapter(model, bank)
+    inputs = inputs_of(padded_batches(4)[0])
+    with prefix.record(), bank.off():
+        expected = model(**inputs).logits
+
+    with pytest.raises(RuntimeError, match="stop"), prefix.replay(3):
+        raise RuntimeError("stop")
+
+    assert not any("forward" in vars(module) for module in model.modules())
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=0)
+
+
+def test_unknown_structures_have_no_prefix() -> None:
+    everywhere, bank = adapted_classifier("bert", 0.4, adapted_layers=None)
+    assert FrozenPrefix.below_the_adapter(everywhere, bank).blocks == []
+
+    partly, bank = adapted_classifier("bert", 0.4, adapted_layers=(2,))
+    assert len(FrozenPrefix.below_the_adapter(partly, bank).blocks) == 2
+    bank.register("base_model.model.somewhere.else", in_features=2, out_features=2)
+    assert FrozenPrefix.below_the_adapter(partly, bank).blocks == []
+
+
+def test_blocks_that_return_tuples_are_not_skipped() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            return 2 * x, None
+
+    block = Pair()
+    prefix = FrozenPrefix([block])
+    with prefix.record():
+        block(torch.ones(1))
+
+    with prefix.replay(3):
+        assert block(torch.ones(3))[0].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_first_token_only_keeps_values_and_gradients() -> None:
+    model, bank = adapted_classifier("bert", 0.4)
+    model.eval()
+    inputs = inputs_of(padded_batches(4)[0])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with bank.off():
+        logits = model(**inputs).logits
+        slopes = torch.autograd.grad(logits.square().sum(), trained)
+
+        with first_token_only(model, inputs) as effective:
+            skipped = model(**inputs).logits
+            skipped_slopes = torch.autograd.grad(skipped.square().sum(), trained)
+        after = model(**inputs).logits
+
+    assert effective
+    torch.testing.assert_close(skipped, logits)
+    torch.testing.assert_close(skipped_slopes, slopes)
+    torch.testing.assert_close(after, logits, rtol=0, atol=0)
+
+
+def test_first_token_only_refuses_what_reads_other_tokens() -> None:
+    causal, _ = adapted_classifier("llama", 0.4)
+    inputs = inputs_of(padded_batches(4)[0])
+    with first_token_only(causal.eval(), inputs) as effective:
+        assert not effective
+
+    model, _ = adapted_classifier("bert", 0.4)
+    model.eval()
+    pooler = model.base_model.model.bert.pooler
+    pooler.forward = lambda states: torch.tanh(pooler.dense(states.mean(1)))
+    with first_token_only(model, inputs) as effective:
+        assert not effective
+        assert model(**inputs).logits.shape == (4, 3)
+
+
+def test_first_token_only_does_not_trust_a_head_of_zeros() -> None:
+    model, _ = adapted_classifier("bert", 0.4)
+    model.eval()
+    for name, parameter in model.named_parameters():
+        if "classifier" in name and name.endswith("weight"):
+            nn.init.zeros_(parameter)
+    with first_token_only(model, inputs_of(padded_batches(4)[0])) as effective:
+        assert not effective
