@@ -1,7 +1,9 @@
 """Commands that `lodrop` finds when this package is installed: compare, report."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ParamSpec
 
 import typer
 from rich.console import Console
@@ -13,6 +15,25 @@ Delta = Annotated[float, typer.Option(help="Failure probability of each bound, i
 Out = Annotated[Path, typer.Option(help="Folder of the records and the report.")]
 
 
+P = ParamSpec("P")
+
+
+def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """What the user can mend ends in one line and exit code 2; the rest is a defect of ours."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, ImportError, OSError, RuntimeError, FloatingPointError) as error:
+            if isinstance(error, RuntimeError) and type(error) is RuntimeError:
+                raise
+            typer.echo(f"lodrop {command.__name__}: {error}", err=True)
+            raise typer.Exit(2) from error
+
+    return guarded
+
+
 def _rates(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -22,6 +43,18 @@ def _rates(text: str) -> list[float]:
         ) from None
 
 
+def _layers(text: str) -> tuple[int, ...] | None:
+    if text == "all":
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"`adapted-layers` must be 'all' or whole numbers separated by commas, got {text!r}."
+        ) from None
+
+
+@_one_line_errors
 def compare(
     dropout_rates: Annotated[
         str, typer.Option(help="Dropout rates p in [0, 1), separated by commas.")
@@ -37,6 +70,12 @@ def compare(
         float, typer.Option(help="Peak rate of AdamW.")
     ] = RunConfig.learning_rate,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank r.")] = RunConfig.rank,
+    target_modules: Annotated[
+        str, typer.Option(help="Suffixes of the adapted modules, separated by commas.")
+    ] = ",".join(RunConfig.target_modules),
+    adapted_layers: Annotated[
+        str, typer.Option(help="Indices of the adapted blocks, separated by commas, or 'all'.")
+    ] = ",".join(map(str, RunConfig.adapted_layers or ())),
     n_masks_train: Annotated[
         int, typer.Option(min=1, help="Mask draws averaged per training step.")
     ] = RunConfig.n_masks_train,
@@ -76,6 +115,8 @@ def compare(
             epochs=epochs,
             learning_rate=learning_rate,
             rank=rank,
+            target_modules=tuple(target_modules.split(",")),
+            adapted_layers=_layers(adapted_layers),
             n_masks_train=n_masks_train,
             n_masks_test=n_masks_test,
             mask_scope=scope,
@@ -93,6 +134,7 @@ def compare(
     _report([out / "records" / f"{config.run_id}.json" for config in configs], out, delta, console)
 
 
+@_one_line_errors
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")] = Path("runs/compare"),
     delta: Delta = 0.05,

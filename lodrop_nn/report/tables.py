@@ -204,35 +204,41 @@ def bound_table(
 ) -> Table:
     """The chosen bounds beside the measured gap, marked with what they are worth."""
     rows = []
-    reasons: dict[str, list[float]] = {}
     for summary in summaries:
         gap = summary.over_seeds(_score("mean", "generalization_gap"))
         cells = [f"{summary.dropout_rate:g}", with_interval(gap)]
         for results in zip(*(filter(chosen, bounds) for bounds in summary.bounds), strict=True):
             cells.append(_bound_cell(results))
-            for result in results:
-                if result.kind == "not applicable":
-                    reasons.setdefault(_reason(result), []).append(summary.dropout_rate)
         rows.append(tuple(cells))
     heads = (
         f"{_BOUND_HEADS.get(b.bound, b.bound)}\n({b.predictor})"
         for b in filter(chosen, summaries[0].bounds[0])
     )
-    notes = [_LEGEND]
-    for reason, rates in reasons.items():
-        listed = ", ".join(f"{rate:g}" for rate in sorted(set(rates)))
-        notes.append(f"n/a at p = {listed}: {reason}")
     return Table(
-        title=title,
+        title=f"{title}, at delta = {_delta(summaries):g}",
         columns=("p", "measured\ngap\n(mean)", *heads),
         rows=tuple(rows),
-        notes=tuple(notes),
+        notes=(_LEGEND, *_reasons(summaries, chosen)),
     )
 
 
-def _reason(result: BoundResult) -> str:
-    text = str(result.failed_hypothesis)
-    return f"{text}. {result.remedy}" if result.remedy else text
+def _reasons(summaries: Sequence[RateSummary], chosen: Callable[[BoundResult], bool]) -> list[str]:
+    """Which hypothesis fails at which rates, and what would repair it in the worst run of each."""
+    worst: dict[str, dict[float, tuple[float, str]]] = {}
+    for summary in summaries:
+        for record, bounds in zip(summary.records, summary.bounds, strict=True):
+            for bound in filter(chosen, bounds):
+                if bound.kind == "not applicable":
+                    candidate = (record.hessian_min_eig.lower, bound.remedy or "")
+                    at_rate = worst.setdefault(str(bound.failed_hypothesis), {})
+                    at_rate[summary.dropout_rate] = min(
+                        candidate, at_rate.get(summary.dropout_rate, candidate)
+                    )
+    lines = []
+    for hypothesis, at_rate in worst.items():
+        lines.append(f"n/a at p = {', '.join(f'{p:g}' for p in at_rate)}: needs {hypothesis}")
+        lines += [f"  p = {p:g}: {remedy}" for p, (_, remedy) in at_rate.items() if remedy]
+    return lines
 
 
 _PAIRED: tuple[tuple[str, Quantity], ...] = (
@@ -268,6 +274,10 @@ def paired_table(summaries: Sequence[RateSummary]) -> Table | None:
     )
 
 
+def _delta(summaries: Sequence[RateSummary]) -> float:
+    return next(float(b.delta) for b in summaries[0].bounds[0] if b.delta is not None)
+
+
 def _from_curvature(bound: BoundResult) -> bool:
     return "n_train" in bound.inputs
 
@@ -279,10 +289,10 @@ def all_tables(summaries: Sequence[RateSummary]) -> list[Table]:
         score_table(summaries),
         quantity_table(summaries),
         stability_table(summaries),
-        bound_table(summaries, "Bounds on the gap from stability, in nats", _from_curvature),
+        bound_table(summaries, "Bounds on the gap from stability (nats)", _from_curvature),
         bound_table(
             summaries,
-            "Bounds on the gap from held-out rows, in nats",
+            "Bounds on the gap from held-out rows (nats)",
             lambda bound: not _from_curvature(bound),
         ),
     ]

@@ -13,16 +13,8 @@ from transformers.utils import logging as transformers_logging
 from lodrop_nn.data.classification import TextClassificationData
 from lodrop_nn.data.examples import tokenize
 from lodrop_nn.data.models import load_base_model
+from tests.nn.checkpoints import BERT_LIKE, BODY, save_checkpoint
 
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "dull"]
-BODY = {"vocab_size": 16, "max_position_embeddings": 16, "pad_token_id": 0}
-BERT_LIKE = {
-    **BODY,
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-}
 ARCHITECTURES = {
     "bert": transformers.BertConfig(**BERT_LIKE),
     "bert-own-head-dropout": transformers.BertConfig(**BERT_LIKE, classifier_dropout=0.5),
@@ -36,17 +28,6 @@ ARCHITECTURES = {
         **BERT_LIKE, attention_dropout=0.5, bos_token_id=1, eos_token_id=2
     ),
 }
-
-
-def save_checkpoint(config: transformers.PretrainedConfig, folder: Path, *, head: bool = False):
-    """A random body (with a head if asked for) and a word tokenizer, as a local folder."""
-    auto = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        auto.from_config(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
-    transformers.BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))

@@ -69,7 +69,7 @@ def test_records_of_different_experiments_are_refused():
 
 def test_a_bound_that_does_not_apply_is_marked_with_its_reason():
     tables = {t.title: t for t in all_tables(comparison())}
-    bounds = tables["Bounds on the gap from stability, in nats"]
+    bounds = tables["Bounds on the gap from stability (nats), at delta = 0.05"]
     assert all(cell == "n/a" for row in bounds.rows for cell in row[2:])
     assert any("strong convexity" in note and "p = 0, 0.3" in note for note in bounds.notes)
 
@@ -78,7 +78,7 @@ def test_a_bound_that_applies_to_some_runs_says_to_how_many():
     positive = Estimate(value=0.3, low=0.29, high=0.3, n_draws=12, method="made up")
     runs = [run_record(0.3, 0), run_record(0.3, 1, hessian_min_eig=positive)]
     tables = {t.title: t for t in all_tables(summarize(runs, delta=0.05))}
-    cells = tables["Bounds on the gap from stability, in nats"].rows[0]
+    cells = tables["Bounds on the gap from stability (nats), at delta = 0.05"].rows[0]
     assert cells[2].startswith("~")
     assert "(v)" in cells[2]
     assert "[1/2 runs]" in cells[2]
@@ -86,7 +86,7 @@ def test_a_bound_that_applies_to_some_runs_says_to_how_many():
 
 def test_certificates_are_unmarked_and_plug_ins_are_not():
     tables = {t.title: t for t in all_tables(comparison())}
-    held_out = tables["Bounds on the gap from held-out rows, in nats"]
+    held_out = tables["Bounds on the gap from held-out rows (nats), at delta = 0.05"]
     assert all(re.fullmatch(r"\d\.\d{3}", cell) for row in held_out.rows for cell in row[2:])
 
 
