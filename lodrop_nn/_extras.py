@@ -13,7 +13,7 @@ MODULES_OF_EXTRA: dict[str, tuple[str, ...]] = {
         "torchmetrics",
     ),
     "figures": ("matplotlib", "jinja2"),
-    "notebooks": ("ipywidgets", "ipykernel", "nbclient"),
+    "notebooks": ("pandas", "ipywidgets", "ipykernel", "nbclient"),
     "distributed": ("ray",),
 }
 
