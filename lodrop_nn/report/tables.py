@@ -270,7 +270,10 @@ def paired_table(summaries: Sequence[RateSummary]) -> Table | None:
         title=f"Paired difference to p = 0 over {seeds} seeds, with its 95% interval",
         columns=("p", *(head for head, _ in _PAIRED)),
         rows=tuple(rows),
-        notes=("An interval that contains 0 shows no effect. Student t over seeds.",),
+        notes=(
+            "Student t over seeds; an interval that contains 0 shows no effect. Not adjusted for the "
+            "number of cells.",
+        ),
     )
 
 
