@@ -6,13 +6,25 @@ Importing this package loads NumPy and nothing heavier.
 
 from importlib import metadata as _metadata
 
+from lodrop_theory.binary_kl import binary_kl, binary_kl_inverse, binary_kl_inverse_lower
 from lodrop_theory.bounds.bousquet2002 import (
     expectation_bound,
     two_stability_bound,
     uniform_bound,
 )
-from lodrop_theory.bounds.hold_out import hold_out_bound
+from lodrop_theory.bounds.bousquet2020 import uniform_log_bound
+from lodrop_theory.bounds.catoni2007 import catoni_bound, mcallester2013_bound
+from lodrop_theory.bounds.clopper1934 import clopper_pearson_bound
+from lodrop_theory.bounds.covering import covering_bound, low_rank_dimension
+from lodrop_theory.bounds.dropout_stability import dropout_stability
+from lodrop_theory.bounds.feldman2018 import feldman_vondrak_bound
+from lodrop_theory.bounds.from_stability import stability_bounds
+from lodrop_theory.bounds.frozen_a import frozen_a_curvature
+from lodrop_theory.bounds.gaussian_masks import masked_factors_kl, masked_update_kl
+from lodrop_theory.bounds.hardt2016 import sgd_stability
+from lodrop_theory.bounds.hold_out import hold_out_bound, hold_out_kl_bound
 from lodrop_theory.bounds.l2_stability import l2_stability_bound
+from lodrop_theory.bounds.leave_one_out import l2_leave_one_out_bound, leave_one_out_bound
 from lodrop_theory.bounds.lin2024 import (
     ensemble_bound,
     lin2024_bound,
@@ -21,11 +33,24 @@ from lodrop_theory.bounds.lin2024 import (
     strong_convexity,
     theorem44_floor,
 )
+from lodrop_theory.bounds.lotfi2023 import compression_bound, compression_kl_bound
+from lodrop_theory.bounds.majority_vote import majority_vote_bound
+from lodrop_theory.bounds.maurer2004 import (
+    pac_bayes_kl_bound,
+    pac_bayes_quadratic_bound,
+    pac_bayes_root_bound,
+)
+from lodrop_theory.bounds.maurer2009 import empirical_bernstein_bound
 from lodrop_theory.bounds.strongconvex import (
     local_stability,
     remove_one_stability,
     replace_one_stability,
 )
+from lodrop_theory.bounds.transverse import gauge_dimension, transverse_stability
+from lodrop_theory.bounds.xu2017 import information_bound, parameter_information_nats
+from lodrop_theory.claims import CLAIMS, Claim, claims_table
+from lodrop_theory.clopper_pearson import clopper_pearson_lower, clopper_pearson_upper
+from lodrop_theory.compare import BoundTable, compare, minimum, minimum_at
 from lodrop_theory.ensemble import (
     finite_n_excess,
     jensen_gap,
@@ -35,10 +60,21 @@ from lodrop_theory.ensemble import (
 )
 from lodrop_theory.evaluate import curvature_bounds, evaluate_record, stability_of_record
 from lodrop_theory.inputs import (
+    BernsteinHoldOutInputs,
+    BinaryHoldOutInputs,
+    CompressionInputs,
+    CoveringInputs,
     CurvatureInputs,
+    DropoutCurvatureInputs,
     HoldOutInputs,
+    InformationInputs,
+    L2LeaveOneOutInputs,
     L2StabilityInputs,
+    LeaveOneOutInputs,
+    PacBayesInputs,
+    SgdInputs,
     TailInputs,
+    TransverseInputs,
     TwoStabilityInputs,
     UniformStabilityInputs,
 )
@@ -80,7 +116,18 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     "TwoStabilityInputs",
     "UniformStabilityInputs",
     "L2StabilityInputs",
+    "LeaveOneOutInputs",
+    "L2LeaveOneOutInputs",
     "HoldOutInputs",
+    "BinaryHoldOutInputs",
+    "BernsteinHoldOutInputs",
+    "PacBayesInputs",
+    "DropoutCurvatureInputs",
+    "TransverseInputs",
+    "SgdInputs",
+    "InformationInputs",
+    "CoveringInputs",
+    "CompressionInputs",
     # results: what it says
     "BoundResult",
     "StabilityResult",
@@ -95,6 +142,11 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     "remove_one_stability",
     "replace_one_stability",
     "local_stability",
+    "frozen_a_curvature",
+    "dropout_stability",
+    "transverse_stability",
+    "gauge_dimension",
+    "sgd_stability",
     # bounds
     "lin2024_bound",
     "theorem44_floor",
@@ -102,8 +154,45 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     "uniform_bound",
     "expectation_bound",
     "l2_stability_bound",
+    "uniform_log_bound",
+    "feldman_vondrak_bound",
+    "stability_bounds",
+    "leave_one_out_bound",
+    "l2_leave_one_out_bound",
     "hold_out_bound",
+    "hold_out_kl_bound",
+    "clopper_pearson_bound",
+    "empirical_bernstein_bound",
+    "pac_bayes_kl_bound",
+    "pac_bayes_quadratic_bound",
+    "pac_bayes_root_bound",
+    "catoni_bound",
+    "mcallester2013_bound",
+    "masked_factors_kl",
+    "masked_update_kl",
+    "majority_vote_bound",
+    "information_bound",
+    "parameter_information_nats",
+    "covering_bound",
+    "low_rank_dimension",
+    "compression_bound",
+    "compression_kl_bound",
     "ensemble_bound",
+    # side by side
+    "compare",
+    "BoundTable",
+    "minimum",
+    "minimum_at",
+    # exact limits
+    "binary_kl",
+    "binary_kl_inverse",
+    "binary_kl_inverse_lower",
+    "clopper_pearson_upper",
+    "clopper_pearson_lower",
+    # the paper's claims
+    "CLAIMS",
+    "Claim",
+    "claims_table",
     # laws of the masks
     "update_sparsity",
     "dropout_rate_for_sparsity",

@@ -95,13 +95,19 @@ def curvature_bounds(
     uniform = UniformStabilityInputs(uniform_stability=g, **common)
     square = L2StabilityInputs(replace_one_out=g, replace_one_in=g, **common)
     standing: dict[str, Any] = {"predictor": predictor, "certified": certified}
-    return [
-        paper,
-        two_stability_bound(two, **standing).restricted_to(removed),
-        uniform_bound(uniform, **standing).restricted_to(replaced),
-        expectation_bound(uniform, **standing).restricted_to(replaced),
-        l2_stability_bound(square, **standing).restricted_to(replaced),
+    results = [
+        (two_stability_bound(two, **standing), removed),
+        (uniform_bound(uniform, **standing), replaced),
+        (expectation_bound(uniform, **standing), replaced),
+        (l2_stability_bound(square, **standing), replaced),
     ]
+    return [paper, *(_overflowed(each, by).restricted_to(by) for each, by in results)]
+
+
+def _overflowed(result: BoundResult, stability: StabilityResult) -> BoundResult:
+    """Infinite where the stability is: the largest float64 stood in for it and is too small."""
+    infinite = np.isinf(stability.value)
+    return replace(result, gap=np.where(infinite, np.inf, result.gap)) if infinite.any() else result
 
 
 def curvature_of_record(record: RunRecord) -> CurvatureInputs:

@@ -21,6 +21,10 @@ Statement = Literal["probability", "expectation"]
 BoolArray = NDArray[np.bool_]
 _COUNTS = frozenset({"n_train", "n_test"})
 
+# Numbers that an analyst picks and nothing measures, by the names under which results carry them.
+_CHOSEN = frozenset({"penalty", "inverse_temperature", "n_priors", "cover_radius"})
+SAME_GAP = "population risk - empirical risk exceeds a constant"
+
 
 def input_fields(*inputs: Any) -> dict[str, Float64Array | None]:
     """The numbers that a theorem read, by field name, from one or more inputs objects.
@@ -154,6 +158,9 @@ class BoundResult(_Broadcast):
         remedy: What would make the bound applicable, in words, or None.
         caveats: What a reader must know before quoting the number.
         inputs: The numbers that were read, by field name.
+        event: What happens when the bound fails, where several bounds fail by one and the same
+            event or by nested ones; None for an event of its own. A minimum over bounds that
+            share it costs nothing (:func:`~lodrop_theory.compare.minimum`).
     """
 
     bound: str
@@ -173,6 +180,7 @@ class BoundResult(_Broadcast):
     remedy: str | None = None
     caveats: tuple[str, ...] = ()
     inputs: Mapping[str, Float64Array | None] = field(default_factory=dict)
+    event: str | None = None
 
     _arrays = (
         "gap",
@@ -213,6 +221,17 @@ class BoundResult(_Broadcast):
     def kind(self) -> Any:
         """``certificate``, ``plug-in`` or ``not applicable``: a str, or an array of them."""
         return _kind(self.applicable, self.certified)
+
+    @property
+    def free_parameters(self) -> tuple[str, ...]:
+        """Names of the inputs that an analyst picks and nothing measures."""
+        given = (name for name, value in self.inputs.items() if value is not None)
+        return tuple(sorted(_CHOSEN.intersection(given)))
+
+    @property
+    def depends_on_dropout_rate(self) -> bool:
+        """Whether the number itself changes with the dropout rate."""
+        return self.inputs.get("dropout_rate") is not None
 
     def restricted_to(self, stability: StabilityResult) -> "BoundResult":
         """The same bound for a stability that was itself derived: it inherits its standing.

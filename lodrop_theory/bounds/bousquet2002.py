@@ -41,7 +41,7 @@ from lodrop_theory._numerics import round_up
 from lodrop_theory.bounds.lin2024 import SAMPLE_HYPOTHESES
 from lodrop_theory.inputs import TwoStabilityInputs, UniformStabilityInputs
 from lodrop_theory.records import Predictor
-from lodrop_theory.results import BoundResult, as_array, input_fields
+from lodrop_theory.results import SAME_GAP, BoundResult, as_array, input_fields
 
 
 def two_stability_bound(
@@ -94,6 +94,7 @@ def two_stability_bound(
             "the two stabilities are means over training sets of n_train examples",
         ),
         inputs=input_fields(inputs),
+        event=SAME_GAP,
     )
 
 
@@ -154,6 +155,7 @@ def uniform_bound(
             "the stability is a supremum over training sets, replacements and points",
         ),
         inputs=input_fields(inputs),
+        event=SAME_GAP,
     )
 
 

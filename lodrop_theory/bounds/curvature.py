@@ -66,7 +66,10 @@ def strong_convexity(
     # Clipping from above keeps a lower bound a lower bound, and inf - inf away.
     smallest = np.minimum(inputs.hessian_min_eig, _HUGE)
     with np.errstate(over="ignore"):
-        added = 2.0 * np.asarray(inputs.penalty) * update_sparsity(inputs.dropout_rate) * sigma**2
+        # Clipped after each factor: an infinite one would meet a zero.
+        added = np.asarray(inputs.penalty) * (2.0 * update_sparsity(inputs.dropout_rate))
+        for _ in range(2):
+            added = np.minimum(added, _HUGE) * sigma
         added = np.minimum(added, _HUGE)
         return round_down(smallest + added, np.abs(smallest) + added)[()]
 

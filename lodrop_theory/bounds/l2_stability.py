@@ -34,7 +34,7 @@ from lodrop_theory._numerics import round_up
 from lodrop_theory.bounds.lin2024 import SAMPLE_HYPOTHESES
 from lodrop_theory.inputs import L2StabilityInputs
 from lodrop_theory.records import Predictor
-from lodrop_theory.results import BoundResult, as_array, input_fields
+from lodrop_theory.results import SAME_GAP, BoundResult, as_array, input_fields
 
 
 def l2_stability_bound(
@@ -94,4 +94,5 @@ def l2_stability_bound(
             "the two stabilities are root mean squares over training sets and replacements",
         ),
         inputs=input_fields(inputs),
+        event=SAME_GAP,
     )

@@ -19,7 +19,7 @@ from lodrop_theory.bounds.curvature import (
 )
 from lodrop_theory.inputs import CurvatureInputs, TailInputs
 from lodrop_theory.records import Predictor
-from lodrop_theory.results import BoundResult, StabilityResult, as_array, input_fields
+from lodrop_theory.results import SAME_GAP, BoundResult, StabilityResult, as_array, input_fields
 
 SOURCE = "Lin et al. 2024, arXiv:2404.09610v1"
 
@@ -132,6 +132,7 @@ def lin2024_bound(
         certified=certified,
         hypotheses=SAMPLE_HYPOTHESES,
         inputs=input_fields(curvature, tail),
+        event=SAME_GAP,
     ).restricted_to(stability)
 
 
