@@ -1,6 +1,5 @@
 """Commands that `lodrop` finds when this package is installed: compare, report."""
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -96,9 +95,6 @@ def compare(
     again, and it continues. Ends with tables, a figure (PNG, PDF) and a page (HTML).
     """
     require("nn")
-    # Read when torch is loaded: threads that wait must not spin, or one other busy process slows
-    # this one tenfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from lodrop_nn.compare.run import compare_runs
     from lodrop_nn.train.finetune import native_precision
 

@@ -4,8 +4,6 @@
 Importing this package loads NumPy and nothing heavier.
 """
 
-from importlib import metadata as _metadata
-
 from lodrop_theory.binary_kl import binary_kl, binary_kl_inverse, binary_kl_inverse_lower
 from lodrop_theory.bounds.bousquet2002 import (
     expectation_bound,
@@ -58,7 +56,21 @@ from lodrop_theory.ensemble import (
     mean_over_subsets,
     n_masks_for_tolerance,
 )
+from lodrop_theory.ensemble_gain import (
+    curvature_gain_bracket,
+    log_gain_bracket,
+    log_loss_ambiguity,
+    logit_ambiguity,
+)
 from lodrop_theory.evaluate import curvature_bounds, evaluate_record, stability_of_record
+from lodrop_theory.gain_confidence import gain_lower_bound
+from lodrop_theory.grids import GAP_FORMULAS, GapFormula, gap_grid
+from lodrop_theory.implied_penalty import (
+    frozen_a_hessian,
+    implied_penalty,
+    second_order_penalty,
+    softmax_hessian,
+)
 from lodrop_theory.inputs import (
     BernsteinHoldOutInputs,
     BinaryHoldOutInputs,
@@ -78,6 +90,12 @@ from lodrop_theory.inputs import (
     TwoStabilityInputs,
     UniformStabilityInputs,
 )
+from lodrop_theory.intervals import (
+    Interval,
+    IntervalBound,
+    bound_over_intervals,
+    interval_of_estimate,
+)
 from lodrop_theory.losses import smoothed_cross_entropy, smoothed_loss_range
 from lodrop_theory.mask_laws import (
     dropout_rate_for_sparsity,
@@ -86,6 +104,29 @@ from lodrop_theory.mask_laws import (
     masked_update_mean,
     squared_loss_penalty,
     update_sparsity,
+)
+from lodrop_theory.mask_variance import (
+    AveragedMasks,
+    balanced_masks_average,
+    crossed_masks_average,
+    ensemble_covariance,
+    iid_masks_average,
+    variance_ratio,
+)
+from lodrop_theory.placements import (
+    PLACEMENTS,
+    Placement,
+    placement_covariance,
+    placement_penalty,
+)
+from lodrop_theory.planner import (
+    Elasticities,
+    Plan,
+    RateSelection,
+    elasticities,
+    leave_one_out_losses,
+    select_dropout_rate,
+    solve,
 )
 from lodrop_theory.records import (
     Estimate,
@@ -96,11 +137,6 @@ from lodrop_theory.records import (
     write_record,
 )
 from lodrop_theory.results import BoundResult, StabilityResult
-
-try:
-    __version__ = _metadata.version("lodrop")
-except _metadata.PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "0+unknown"
 
 __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     # records: what happened
@@ -183,6 +219,21 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     "BoundTable",
     "minimum",
     "minimum_at",
+    # planning
+    "solve",
+    "Plan",
+    "elasticities",
+    "Elasticities",
+    "Interval",
+    "IntervalBound",
+    "interval_of_estimate",
+    "bound_over_intervals",
+    "leave_one_out_losses",
+    "select_dropout_rate",
+    "RateSelection",
+    "gap_grid",
+    "GapFormula",
+    "GAP_FORMULAS",
     # exact limits
     "binary_kl",
     "binary_kl_inverse",
@@ -200,14 +251,45 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     "masked_update_covariance",
     "squared_loss_penalty",
     "isotropic_penalty",
+    "Placement",
+    "PLACEMENTS",
+    "placement_covariance",
+    "placement_penalty",
+    "implied_penalty",
+    "second_order_penalty",
+    "softmax_hessian",
+    "frozen_a_hessian",
+    "AveragedMasks",
+    "iid_masks_average",
+    "balanced_masks_average",
+    "crossed_masks_average",
+    "ensemble_covariance",
+    "variance_ratio",
     # ensembles
     "jensen_gap",
     "log_loss_curvature",
     "finite_n_excess",
     "n_masks_for_tolerance",
     "mean_over_subsets",
+    "log_loss_ambiguity",
+    "logit_ambiguity",
+    "log_gain_bracket",
+    "curvature_gain_bracket",
+    "gain_lower_bound",
     # losses
     "smoothed_cross_entropy",
     "smoothed_loss_range",
-    "__version__",
+    "__version__",  # noqa: F822 -- see __getattr__
 ]
+
+
+def __getattr__(name: str) -> str:
+    # Looked up on demand: reading the installed metadata would be a third of the import time.
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("lodrop")
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"

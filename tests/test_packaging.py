@@ -88,3 +88,11 @@ def test_every_requirement_is_pinned():
     wanted = [*project["dependencies"], *(r for e in extras.values() for r in e)]
     names = {re.match(r"[A-Za-z0-9_.-]+", r).group().lower().replace("_", "-") for r in wanted}
     assert names - {"lodrop"} - {"ray"} <= pinned
+
+
+def test_the_readme_tells_the_verdicts_of_the_contracts():
+    from lodrop_theory import CLAIMS
+
+    readme = (ROOT / "README.md").read_text()
+    for claim in CLAIMS:
+        assert f"| {claim.name}: {claim.claim} | {claim.verdict} |" in readme

@@ -16,7 +16,9 @@ from lodrop_nn.measure.run import measure
 from lodrop_nn.train.finetune import build_adapter, fine_tune
 from lodrop_theory.records import RecordError, RunRecord, read_record, write_record
 
-EVALUATION_BATCH = 16  # short rows: larger batches pad more and fall out of the cache
+# Rows per pass. The training rows go through the Hessian too, the others only through the ensemble,
+# which multiplies them by its members: larger batches then fall out of the cache.
+TRAIN_ROWS, TEST_ROWS = 16, 8
 
 
 def run(
@@ -55,8 +57,8 @@ def run(
     record = measure(
         model,
         bank,
-        batches(train, EVALUATION_BATCH, order="length", device=device),
-        batches(test, EVALUATION_BATCH, order="length", device=device),
+        batches(train, TRAIN_ROWS, order="length", device=device),
+        batches(test, TEST_ROWS, order="length", device=device),
         config,
         fine_tune_seconds=tuned.seconds,
         environment=environment(device),

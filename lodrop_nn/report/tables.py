@@ -271,8 +271,8 @@ def paired_table(summaries: Sequence[RateSummary]) -> Table | None:
         columns=("p", *(head for head, _ in _PAIRED)),
         rows=tuple(rows),
         notes=(
-            "Student t over seeds; an interval that contains 0 shows no effect. Not adjusted for the "
-            "number of cells.",
+            "Student t over seeds; an interval that contains 0 shows no effect. Not adjusted for "
+            "the number of cells.",
         ),
     )
 

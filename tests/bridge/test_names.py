@@ -11,8 +11,18 @@ from lodrop_nn.config import RunConfig
 from lodrop_theory import inputs
 from lodrop_theory.records import Estimate, PredictorMeasurement, RunRecord
 
-# Chosen by the reader of a bound, not measured.
-CHOSEN = {"delta"}
+# Chosen by the reader of a bound, or known from the configuration: nothing to measure.
+CHOSEN = {
+    "delta",
+    "delta_draws",
+    "n_draws",
+    "n_priors",
+    "loss_min",
+    "largest_step_size",
+    "step_size_sum",
+    "dimension",
+    "n_modules",
+}
 # The held-out bound reads the risk on the held-out rows, which estimates the population's.
 RENAMED = {"held_out_risk": "population_risk"}
 # Read by theorems, not measured yet.
@@ -23,6 +33,18 @@ NOT_MEASURED = {
     "replace_one_in",
     "replace_one_out",
     "loss_variance",
+    "n_errors",
+    "sample_variance",
+    "leave_one_out_risk",
+    "remove_one_out",
+    "kl_nats",
+    "smoothness",
+    "information_nats",
+    "norm_bound",
+    "code_length_bits",
+    "transverse_min_eig",
+    "dropout_lipschitz",
+    "dropout_min_eig",
 }
 ALL_INPUTS = [
     value

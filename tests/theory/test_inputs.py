@@ -17,6 +17,19 @@ from lodrop_theory import (
     smoothed_cross_entropy,
     smoothed_loss_range,
 )
+from lodrop_theory.inputs import (
+    BernsteinHoldOutInputs,
+    BinaryHoldOutInputs,
+    CompressionInputs,
+    CoveringInputs,
+    DropoutCurvatureInputs,
+    InformationInputs,
+    L2LeaveOneOutInputs,
+    LeaveOneOutInputs,
+    PacBayesInputs,
+    SgdInputs,
+    TransverseInputs,
+)
 
 COUNT, RATE, SIZE = (0, 2.5, -1, np.inf), (-0.1, 1.0, np.inf), (-1e-300, np.inf)
 POSITIVE, ANY, FAILURE = (0.0, -1.0, np.inf), (np.inf, -np.inf), (0.0, 1.0, 2.0)
@@ -53,6 +66,72 @@ DOMAINS = {
         "delta": (0.1, FAILURE),
         "held_out_risk": (0.5, ANY),
         "empirical_risk": (0.5, ANY),
+    },
+    BinaryHoldOutInputs: {
+        "n_test": (10, COUNT),
+        "n_errors": (3, (-1, 2.5, 11)),
+        "delta": (0.1, FAILURE),
+        "empirical_risk": (0.5, (-0.1, 1.1)),
+    },
+    BernsteinHoldOutInputs: {
+        "n_test": (10, (*COUNT, 1)),
+        "loss_range": (1.0, POSITIVE),
+        "delta": (0.1, FAILURE),
+        "held_out_risk": (0.5, ANY),
+        "empirical_risk": (0.5, ANY),
+        "sample_variance": (0.1, (-1.0, 0.28, np.inf)),
+    },
+    LeaveOneOutInputs: {
+        **TAIL,
+        "leave_one_out_risk": (0.5, ANY),
+        "hypothesis_stability": (0.1, SIZE),
+    },
+    L2LeaveOneOutInputs: {
+        **TAIL,
+        "leave_one_out_risk": (0.5, ANY),
+        "remove_one_out": (0.1, SIZE),
+    },
+    PacBayesInputs: {
+        "n_train": (10, COUNT),
+        "loss_range": (1.0, POSITIVE),
+        "delta": (0.1, FAILURE),
+        "empirical_risk": (0.5, (*ANY, -0.01, 1.01)),
+        "kl_nats": (1.0, SIZE),
+        "loss_min": (0.0, ANY),
+        "n_priors": (3, COUNT),
+        "n_draws": (10, COUNT),
+        "delta_draws": (0.05, (*FAILURE, 0.1)),
+    },
+    SgdInputs: {
+        "n_train": (10, COUNT),
+        "lipschitz": (1.0, SIZE),
+        "smoothness": (1.0, SIZE),
+        "largest_step_size": (1.0, SIZE),
+        "step_size_sum": (1.0, SIZE),
+    },
+    InformationInputs: {
+        "n_train": (10, COUNT),
+        "loss_range": (1.0, POSITIVE),
+        "information_nats": (1.0, SIZE),
+    },
+    CoveringInputs: {
+        **TAIL,
+        "lipschitz": (1.0, SIZE),
+        "norm_bound": (1.0, POSITIVE),
+        "dimension": (10, COUNT),
+        "n_modules": (2, COUNT),
+    },
+    CompressionInputs: {**TAIL, "code_length_bits": (10, COUNT)},
+    TransverseInputs: {
+        "n_train": (10, COUNT),
+        "lipschitz": (1.0, SIZE),
+        "transverse_min_eig": (-1.0, ANY),
+    },
+    DropoutCurvatureInputs: {
+        "n_train": (10, COUNT),
+        "dropout_rate": (0.5, RATE),
+        "dropout_lipschitz": (1.0, SIZE),
+        "dropout_min_eig": (-1.0, ANY),
     },
 }
 CASES = [
