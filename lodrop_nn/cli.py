@@ -86,8 +86,9 @@ def compare(
         str, typer.Option(help="One mask per 'batch' or per 'example'.")
     ] = RunConfig.mask_scope,
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16, or auto: bf16 where the processor has it.")
-    ] = "auto",
+        str,
+        typer.Option(help="Of the training steps: fp32, bf16, or auto (bf16 where it is native)."),
+    ] = RunConfig.precision,
 ) -> None:
     """Fine-tune with LoRA Dropout at several rates; hold the measured gap against the bounds.
 
