@@ -76,7 +76,7 @@ def risk_table(summaries: Sequence[RateSummary]) -> Table:
         rows=tuple(rows),
         notes=(
             f"gibbs: one mask per prediction; ensemble: probabilities averaged over {masks} masks; "
-            "mean: masks off.",
+            "mean: masks off. ±: half of Student's 95% interval over seeds, where several ran.",
         ),
     )
 
