@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.predict.ensemble import evaluation_mode
 from lodrop_nn.predict.first_token import first_token_only
 
 Batch = Mapping[str, Tensor]
@@ -46,18 +47,6 @@ def trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
             "load the adapter with is_trainable=True."
         )
     return trained
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode comes back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def only_tokens_read(model: PeftModel, batches: Sequence[Batch]) -> AbstractContextManager[bool]:

@@ -75,12 +75,11 @@ class EnsemblePrediction:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode comes back at the end."""
+    """Evaluation mode; every module's own mode comes back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -127,7 +126,7 @@ def ensemble_predict(
     bank = mask_bank(model, adapter_name)
     inputs = _model_inputs(model, batch)
     logits = []
-    with evaluation_mode(model), bank.fixed(n_masks, seed):
+    with torch.no_grad(), evaluation_mode(model), bank.fixed(n_masks, seed):
         for start in range(0, n_masks, chunk):
             stop = min(start + chunk, n_masks)
             with bank.members(start, stop):
@@ -153,7 +152,7 @@ def mean_predict(
         ValueError: If the adapter has no LoRA Dropout.
     """
     bank = mask_bank(model, adapter_name)
-    with evaluation_mode(model), bank.off():
+    with torch.no_grad(), evaluation_mode(model), bank.off():
         return _logits(model(**_model_inputs(model, batch)))
 
 
