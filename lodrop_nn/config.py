@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lodrop_theory.records import content_hash
 
 MaskScope = Literal["batch", "example"]
+MaskLaw = Literal["iid", "balanced", "orthogonal"]
 Precision = Literal["fp32", "bf16"]
 PROTOCOL = 1  # raise when the meaning of a configuration changes: old records then no longer match
 

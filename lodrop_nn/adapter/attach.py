@@ -1,20 +1,26 @@
 """Add LoRA Dropout to an adapter of a PEFT model, and take it away."""
 
+from collections.abc import Mapping
+
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from lodrop_nn.adapter import variant
-from lodrop_nn.config import MaskScope
+from lodrop_nn.adapter import kinds, variant
+from lodrop_nn.adapter.adalora import accept_labels
+from lodrop_nn.config import MaskLaw, MaskScope
 from lodrop_nn.masks import MaskBank, MaskSettings
+from lodrop_nn.masks.settings import Rate
 
 
 def attach_lora_dropout(
     model: PeftModel,
-    dropout_rate: float,
+    dropout_rate: Rate,
     *,
     adapter_name: str = "default",
+    rate_pattern: Mapping[str, Rate] | None = None,
     n_masks: int = 1,
     mask_scope: MaskScope = "batch",
+    mask_law: MaskLaw = "iid",
     rescale: bool = True,
     seed: int | None = None,
 ) -> MaskBank:
@@ -22,7 +28,7 @@ def attach_lora_dropout(
 
     Each training pass replaces the update :math:`s B A` of a layer by
 
-    .. math:: \frac{s}{(1-p)^2} \, \mathrm{diag}(m_B) \, B \, A \, \mathrm{diag}(m_A)
+    .. math:: \frac{s}{(1-p_A)(1-p_B)} \, \mathrm{diag}(m_B) \, B \, A \, \mathrm{diag}(m_A)
 
     with fresh Bernoulli masks (without the division if ``rescale`` is False). In evaluation mode
     the adapter acts as the mean over masks, which with ``rescale`` is the stored adapter. No
@@ -30,12 +36,17 @@ def attach_lora_dropout(
 
     Args:
         model: A model with LoRA adapters on Linear or Conv1D layers, trained or not.
-        dropout_rate: p in [0, 1), the probability that an input or output coordinate is dropped.
+        dropout_rate: p in [0, 1), the probability that an input or output coordinate is dropped,
+            or a pair (p_A, p_B) for inputs and outputs.
         adapter_name: The adapter to attach to.
+        rate_pattern: Rates of some layers, by a regular expression on the end of the layer's
+            name, as in PEFT's ``rank_pattern``; the others have ``dropout_rate``.
         n_masks: N >= 1, masks per training pass; the batch must then hold N instances of its
             examples (:func:`lodrop_nn.train.tiling.tile_batch`).
         mask_scope: ``"batch"`` for masks that all examples of an instance share, ``"example"``
             for one mask per example.
+        mask_law: How the masks of a pass depend on each other: ``"iid"``, ``"balanced"`` or
+            ``"orthogonal"``.
         rescale: Whether kept coordinates are divided by 1 - p. The paper's equations do not; the
             stored adapter is then :math:`1/(1-p)^2` too strong when plain PEFT loads it, and
             :func:`lodrop_nn.adapter.saving.save_adapter` folds the factor in.
@@ -62,7 +73,13 @@ def attach_lora_dropout(
         7
     """
     settings = MaskSettings(
-        dropout_rate, n_masks=n_masks, mask_scope=mask_scope, rescale=rescale, seed=seed
+        dropout_rate,
+        rate_pattern=rate_pattern or {},
+        n_masks=n_masks,
+        mask_scope=mask_scope,
+        mask_law=mask_law,
+        rescale=rescale,
+        seed=seed,
     )
     return _attach(model, settings, adapter_name)
 
@@ -80,8 +97,8 @@ def detach_lora_dropout(model: PeftModel, adapter_name: str = "default") -> None
     layers = adapter_layers(model, adapter_name)
     for bank in _banks(layers, adapter_name):
         bank.unwatch()
-    for layer in layers.values():
-        variant.uninstall(layer, adapter_name)
+    for name, layer in layers.items():
+        kinds.uninstall(layer, name, adapter_name)
 
 
 def mask_bank(model: PeftModel, adapter_name: str = "default") -> MaskBank:
@@ -105,8 +122,8 @@ def mask_bank(model: PeftModel, adapter_name: str = "default") -> MaskBank:
     banks = _banks(layers, adapter_name)
     if len(banks) == 1 and banks[0].is_watching:
         return banks[0]
-    for layer in layers.values():
-        variant.uninstall(layer, adapter_name)
+    for name, layer in layers.items():
+        kinds.uninstall(layer, name, adapter_name)
     return _attach(model, banks[0].settings, adapter_name)
 
 
@@ -126,7 +143,7 @@ def adapter_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
         raise ValueError(
             f"`adapter_name` must be one of {sorted(model.peft_config)}, got {adapter_name!r}."
         )
-    layers = variant.lora_layers(model, adapter_name)
+    layers = kinds.lora_layers(model, adapter_name)
     if not layers:
         kind = type(model.peft_config[adapter_name]).__name__
         raise ValueError(f"adapter {adapter_name!r} ({kind}) has no LoRA layer.")
@@ -137,11 +154,12 @@ def _attach(model: PeftModel, settings: MaskSettings, adapter_name: str) -> Mask
     layers = adapter_layers(model, adapter_name)
     # All checks come before the first change: a refused model is left as it was.
     for name, layer in layers.items():
-        variant.check_supported(layer, name, adapter_name)
+        kinds.check_layer(layer, name, adapter_name)
     bank = MaskBank(settings)
     for name, layer in layers.items():
-        variant.install(layer, name, adapter_name, bank)
+        kinds.install(layer, name, adapter_name, bank)
     bank.watch(variant.pass_roots(model))
+    accept_labels(model, adapter_name)
     return bank
 
 
@@ -151,8 +169,8 @@ def _banks(layers: dict[str, LoraLayer], adapter_name: str) -> list[MaskBank]:
     Raises:
         ValueError: If there is none.
     """
-    found = (variant.installed_bank(layer, adapter_name) for layer in layers.values())
-    banks = list({id(bank): bank for bank in found if bank is not None}.values())
+    found = (kinds.installed(layer, name, adapter_name) for name, layer in layers.items())
+    banks = list({id(masks.bank): masks.bank for masks in found if masks is not None}.values())
     if not banks:
         raise ValueError(
             f"adapter {adapter_name!r} has no LoRA Dropout: call `attach_lora_dropout` first."

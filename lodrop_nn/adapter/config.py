@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 
-from lodrop_nn.adapter import variant
+from lodrop_nn.adapter import kinds, variant
 from lodrop_nn.adapter.sidecar import AdapterFileError, read_sidecar, write_sidecar
-from lodrop_nn.config import MaskScope
+from lodrop_nn.config import MaskLaw, MaskScope
 from lodrop_nn.masks import MaskBank, MaskSettings
+from lodrop_nn.masks.settings import Rate
 
 
 @dataclass(kw_only=True)
@@ -32,10 +34,13 @@ class LoraDropoutConfig(LoraConfig):
     :func:`~lodrop_nn.adapter.attach.attach_lora_dropout`.
 
     Attributes:
-        dropout_rate: p in [0, 1), the probability that an input or output coordinate is dropped.
-            PEFT's ``lora_dropout`` is another method and stays available.
+        dropout_rate: p in [0, 1), the probability that an input or output coordinate is dropped,
+            or a pair for inputs and outputs. PEFT's ``lora_dropout`` is another method and stays
+            available.
+        rate_pattern: Rates of some layers, by a regular expression on the end of their names.
         n_masks: N >= 1, masks per training pass.
         mask_scope: ``"batch"``, or ``"example"`` for a mask per example; N is then 1.
+        mask_law: ``"iid"``, ``"balanced"`` or ``"orthogonal"``.
         rescale: Whether kept coordinates are divided by 1 - p.
         mask_seed: Seed >= 0 of the training masks, or None.
 
@@ -52,23 +57,27 @@ class LoraDropoutConfig(LoraConfig):
         0.5
     """
 
-    dropout_rate: float
+    dropout_rate: Rate
+    rate_pattern: dict[str, Rate] = field(default_factory=dict)
     n_masks: int = field(default=1)
     mask_scope: MaskScope = field(default="batch")
+    mask_law: MaskLaw = field(default="iid")
     rescale: bool = field(default=True)
     mask_seed: int | None = field(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        variant.make_layers_with(self, MaskBank(self.mask_settings))
+        variant.make_layers_with(self, _PutMasksOn(MaskBank(self.mask_settings)))
 
     @property
     def mask_settings(self) -> MaskSettings:
         """The law of the masks."""
         return MaskSettings(
             self.dropout_rate,
+            rate_pattern=self.rate_pattern,
             n_masks=self.n_masks,
             mask_scope=self.mask_scope,
+            mask_law=self.mask_law,
             rescale=self.rescale,
             seed=self.mask_seed,
         )
@@ -79,7 +88,7 @@ class LoraDropoutConfig(LoraConfig):
         plain = object.__new__(LoraConfig)
         vars(plain).update(vars(self))
         plain.save_pretrained(str(save_directory), **kwargs)
-        write_sidecar(Path(save_directory), self.mask_settings, lora_B_factor=1.0)
+        write_sidecar(Path(save_directory), self.mask_settings, is_folded=False)
 
     @classmethod
     def from_pretrained(
@@ -95,19 +104,23 @@ class LoraDropoutConfig(LoraConfig):
         """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         sidecar = read_sidecar(folder)
-        if sidecar.lora_B_factor != 1.0:
+        if sidecar.is_folded:
             raise AdapterFileError(
-                f"the lora_B in {folder} has the factor {sidecar.lora_B_factor} folded in, which "
-                "a config cannot undo: load it with `lodrop_nn.adapter.saving.load_adapter`."
+                f"the lora_B in {folder} has the mean factor of its masks folded in, which a "
+                "config cannot undo: load it with `lodrop_nn.adapter.saving.load_adapter`."
             )
         plain = LoraConfig.from_pretrained(str(folder), **kwargs)
         shared = {f.name: getattr(plain, f.name) for f in fields(LoraConfig) if f.init}
-        masks = sidecar.settings
-        return cls(
-            **shared,
-            dropout_rate=masks.dropout_rate,
-            n_masks=masks.n_masks,
-            mask_scope=masks.mask_scope,
-            rescale=masks.rescale,
-            mask_seed=masks.seed,
-        )
+        masks = sidecar.settings.as_json()
+        return cls(**shared, mask_seed=masks.pop("seed"), **masks)
+
+
+class _PutMasksOn:
+    """Puts masks of one bank on layers as PEFT makes them; an object, so that configs copy."""
+
+    def __init__(self, bank: MaskBank) -> None:
+        self.bank = bank
+
+    def __call__(self, layer: LoraLayer, name: str, adapter_name: str) -> None:
+        kinds.check_layer(layer, name, adapter_name)
+        kinds.install(layer, name, adapter_name, self.bank)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
-from lodrop_nn.adapter import variant
+from lodrop_nn.adapter import kinds
 from lodrop_nn.adapter.attach import adapter_layers, mask_bank
 
 
@@ -17,15 +17,24 @@ class AdaptedLayer:
 
     Attributes:
         name: Path of the layer in the model.
-        dropout_rate: p, the probability that a coordinate is dropped.
+        kind: Class of the layer in PEFT.
+        input_rate: Probability in [0, 1) that an input coordinate is dropped.
+        output_rate: Probability in [0, 1) that an output coordinate is dropped.
         in_features: Coordinates that the column mask covers.
         out_features: Coordinates that the row mask covers.
     """
 
     name: str
-    dropout_rate: float
+    kind: str
+    input_rate: float
+    output_rate: float
     in_features: int
     out_features: int
+
+    @property
+    def update_sparsity(self) -> float:
+        """Expected zero fraction of the masked update: 1 - (1 - p_A)(1 - p_B), so 2p - p^2."""
+        return 1.0 - (1.0 - self.input_rate) * (1.0 - self.output_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +67,13 @@ def adapted_layers(model: PeftModel, adapter_name: str = "default") -> list[Adap
         ValueError: If the adapter does not exist or has no LoRA Dropout.
     """
     bank = mask_bank(model, adapter_name)
+    layers = adapter_layers(model, adapter_name)
     return [
         AdaptedLayer(
             name=layer.name,
-            dropout_rate=bank.dropout_rate,
+            kind=type(layers[layer.name]).__name__,
+            input_rate=layer.input_rate,
+            output_rate=layer.output_rate,
             in_features=layer.in_features,
             out_features=layer.out_features,
         )
@@ -112,8 +124,8 @@ def delta_weights(
 ) -> dict[str, Float[Tensor, "out_features in_features"]]:
     r"""The mean update :math:`\Delta W` of each layer, as :math:`y = (W + \Delta W) x` uses it.
 
-    That is :math:`s B A`, times :math:`(1-p)^2` where masks are not rescaled; whether masks are on
-    or off at the moment does not matter. An adapter without LoRA Dropout is taken as it is.
+    That is :math:`s B A`, times :math:`(1-p_A)(1-p_B)` where masks are not rescaled; whether masks
+    are on or off at the moment does not matter. An adapter without LoRA Dropout is taken as it is.
 
     Args:
         model: A model with LoRA adapters.
@@ -129,9 +141,10 @@ def delta_weights(
     """
     updates = {}
     for name, layer in adapter_layers(model, adapter_name).items():
-        bank = variant.installed_bank(layer, adapter_name)
-        if bank is None:
-            variant.check_supported(layer, name, adapter_name)
-        lora_A, lora_B, scaling = variant.factors(layer, adapter_name)
-        updates[name] = lora_B @ lora_A * (scaling * (1.0 if bank is None else bank.mean_factor))
+        kind = kinds.kind_of(layer, name)
+        masks = kind.installed(layer, adapter_name)
+        if masks is None:
+            kind.check(layer, name, adapter_name)
+        factor = 1.0 if masks is None else masks.mean_factor
+        updates[name] = kind.factors(layer, adapter_name).delta_weight * factor
     return updates

@@ -1,15 +1,15 @@
 """Save an adapter so that plain PEFT loads its mean predictor; load it with its masks."""
 
-import dataclasses
 import os
 import tempfile
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lodrop_nn.adapter import variant
+from lodrop_nn.adapter import kinds
 from lodrop_nn.adapter.attach import adapter_layers, attach_lora_dropout, mask_bank
 from lodrop_nn.adapter.sidecar import WEIGHTS_NAME, AdapterFileError, read_sidecar, write_sidecar
 
@@ -22,10 +22,10 @@ def save_adapter(
     """Save an adapter with LoRA Dropout as an ordinary LoRA adapter with a side-car.
 
     The weights (safetensors) and ``adapter_config.json`` are what PEFT writes for plain LoRA.
-    Where masks are not rescaled (the paper's form), the mean factor (1 - p)^2 is multiplied into
-    the saved lora_B: plain PEFT and serving engines then load the mean predictor instead of an
-    update that is 1 / (1 - p)^2 too strong. ``lora_dropout.json`` says how to undo that and how
-    masks are drawn.
+    Where masks are not rescaled (the paper's form), the mean factor (1 - p_A)(1 - p_B) of each
+    layer is multiplied into its saved lora_B: plain PEFT and serving engines then load the mean
+    predictor instead of an update that is 1 / ((1 - p_A)(1 - p_B)) too strong.
+    ``lora_dropout.json`` says that this was done, and how masks are drawn.
 
     Args:
         model: A model whose adapter has LoRA Dropout; it is left as it is.
@@ -41,9 +41,9 @@ def save_adapter(
     """
     bank = mask_bank(model, adapter_name)
     state = model.state_dict()
-    for name in adapter_layers(model, adapter_name):
-        key = variant.lora_B_key(name, adapter_name)
-        state[key] = state[key] * bank.mean_factor  # a new tensor: the model keeps its own
+    for name, layer in adapter_layers(model, adapter_name).items():
+        key = kinds.kind_of(layer, name).lora_B_key(name, adapter_name)
+        state[key] = state[key] * _mean_factor(layer, name, adapter_name)  # the model keeps its own
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     # PEFT writes into a folder beside the files that it would replace, one by one, in place.
@@ -57,7 +57,7 @@ def save_adapter(
         written = Path(temporary, "" if adapter_name == "default" else adapter_name)
         for file in _PEFT_FILES:
             os.replace(written / file, folder / file)
-    write_sidecar(folder, bank.settings, lora_B_factor=bank.mean_factor)
+    write_sidecar(folder, bank.settings, is_folded=True)
     return folder
 
 
@@ -88,9 +88,16 @@ def load_adapter(
     if not (folder / WEIGHTS_NAME).is_file():
         raise AdapterFileError(f"{folder} must hold {WEIGHTS_NAME}; pickled weights are refused.")
     model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=is_trainable)
-    with torch.no_grad():
-        for layer in adapter_layers(model, "default").values():
-            _, lora_B, _ = variant.factors(layer, "default")
-            lora_B /= sidecar.lora_B_factor
-    attach_lora_dropout(model, **dataclasses.asdict(sidecar.settings))
+    attach_lora_dropout(model, **sidecar.settings.as_json())
+    if sidecar.is_folded:
+        with torch.no_grad():
+            for name, layer in adapter_layers(model, "default").items():
+                lora_B = model.get_parameter(kinds.kind_of(layer, name).lora_B_key(name, "default"))
+                lora_B /= _mean_factor(layer, name, "default")
     return model
+
+
+def _mean_factor(layer: LoraLayer, name: str, adapter_name: str) -> float:
+    masks = kinds.installed(layer, name, adapter_name)
+    assert masks is not None  # the adapter has its bank
+    return masks.mean_factor

@@ -1,6 +1,5 @@
 """The file beside a saved adapter that says how its masks were drawn."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from lodrop_theory.records import content_hash, write_bytes_atomically
 
 FILE_NAME = "lora_dropout.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-SCHEMA = 1  # raise when the meaning of a field changes
+SCHEMA = 2  # raise when the meaning of a field changes
 
 
 class AdapterFileError(ValueError):
@@ -25,34 +24,33 @@ class SideCar:
 
     Attributes:
         settings: The law of the adapter's masks.
-        lora_B_factor: What lora_B was multiplied by when it was saved, > 0. With the mean factor
-            of the masks, plain PEFT loads the mean predictor; with 1, the factors as trained.
+        is_folded: Whether each lora_B was multiplied by the mean factor of its masks when it was
+            saved. Then plain PEFT loads the mean predictor; else, the factors as trained.
         weights_sha256: SHA-256 of the weights file saved with it, or None if there was none.
     """
 
     settings: MaskSettings
-    lora_B_factor: float = 1.0
+    is_folded: bool = False
     weights_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        factor = self.lora_B_factor
-        if not isinstance(factor, float) or not 0.0 < factor <= 1.0:
-            raise ValueError(f"`lora_B_factor` must be in (0, 1], got {factor!r}.")
+        if not isinstance(self.is_folded, bool):
+            raise ValueError(f"`is_folded` must be True or False, got {self.is_folded!r}.")
 
 
-def write_sidecar(folder: Path, settings: MaskSettings, lora_B_factor: float) -> None:
+def write_sidecar(folder: Path, settings: MaskSettings, *, is_folded: bool) -> None:
     """Describe the adapter saved in a folder; written atomically, after the weights.
 
     Args:
         folder: Holds the adapter's files.
         settings: The law of the adapter's masks.
-        lora_B_factor: What lora_B was multiplied by when it was saved, > 0.
+        is_folded: Whether each lora_B was multiplied by the mean factor of its masks.
     """
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "method": "LoRA Dropout (Lin et al. 2024, arXiv:2404.09610)",
-        "masks": dataclasses.asdict(settings),
-        "lora_B_factor": lora_B_factor,
+        "masks": settings.as_json(),
+        "is_folded": is_folded,
         "weights_sha256": _sha256(folder / WEIGHTS_NAME),
     }
     content["digest"] = content_hash(content)
@@ -90,7 +88,7 @@ def read_sidecar(folder: Path) -> SideCar:
     try:
         sidecar = SideCar(
             settings=MaskSettings(**content["masks"]),
-            lora_B_factor=content["lora_B_factor"],
+            is_folded=content["is_folded"],
             weights_sha256=content["weights_sha256"],
         )
     except (ValueError, KeyError, TypeError) as error:

@@ -9,6 +9,7 @@ there adds masks to an existing layer, trained or not, and changes no parameter,
 and no ``peft_type``.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from peft import LoraConfig, PeftModel
@@ -16,24 +17,26 @@ from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from peft.tuners.lora.model import LoraModel
 from torch import Tensor, nn
 
-from lodrop_nn.masks import MaskBank, masked_update
+from lodrop_nn.adapter.kind import Factors, Installed
+from lodrop_nn.masks import masked_update
+
+# Called with a layer, its path in the model and the name of the adapter.
+PutMasksOn = Callable[[LoraLayer, str, str], None]
 
 
 class LoraDropoutVariant(LoraVariant):
     """Masks the factors of one LoRA layer.
 
     Args:
-        bank: Where the masks come from.
-        slot: The layer's place in the bank.
+        source: Where the masks come from.
     """
 
-    def __init__(self, bank: MaskBank, slot: int) -> None:
-        self.bank = bank
-        self.slot = slot
+    def __init__(self, source: Installed) -> None:
+        self.source = source
 
     def supports_lora_conversion(self) -> bool:
         """Whether the stored update is the mean update, which conversions assume."""
-        return self.bank.rescale
+        return self.source.bank.rescale
 
     def init(self, module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
         """PEFT re-initializes the adapter of this layer; its masks stay as they are."""
@@ -42,16 +45,34 @@ class LoraDropoutVariant(LoraVariant):
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """The layer's output: the base output plus the update, masked if masks are due."""
-        lora_A, lora_B = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        scaling = module.scaling[active_adapter]
         x = module.lora_dropout[active_adapter](x)
-        masks = self.bank.masks(
-            self.slot, training=module.training, n_rows=x.shape[0], device=x.device
+        masks = self.source.bank.masks(
+            self.source.slot,
+            training=module.training,
+            n_rows=x.shape[0],
+            device=x.device,
+            dtype=module.lora_A[active_adapter].weight.dtype,
         )
         if masks is None:
-            return result + lora_B(lora_A(x)) * (scaling * self.bank.mean_factor)
-        scale = scaling * self.bank.settings.active_factor
-        return result + masked_update(x, lora_A.weight, lora_B.weight, *masks, scale)
+            return result + self._stored(module, active_adapter, x) * self.source.mean_factor
+        return result + self._masked(module, active_adapter, x, *masks)
+
+    def _stored(self, module: LoraLayer, adapter_name: str, x: Tensor) -> Tensor:
+        """Output of the stored update."""
+        update: Tensor = module.lora_B[adapter_name](module.lora_A[adapter_name](x))
+        return update * module.scaling[adapter_name]
+
+    def _masked(
+        self,
+        module: LoraLayer,
+        adapter_name: str,
+        x: Tensor,
+        column_factors: Tensor,
+        row_factors: Tensor,
+    ) -> Tensor:
+        """Output of the masked update."""
+        lora_A, lora_B, scaling = _linear_factors(module, adapter_name)
+        return masked_update(x, lora_A, lora_B, column_factors, row_factors, scaling)
 
     def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """The base weight with the mean update added, as a new tensor."""
@@ -67,88 +88,77 @@ class LoraDropoutVariant(LoraVariant):
 
     def _mean_update(self, module: LoraLayer, active_adapter: str) -> Tensor:
         update: Tensor = module.get_delta_weight(active_adapter)
-        return update * self.bank.mean_factor
+        return update * self.source.mean_factor
 
 
-def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, LoraLayer]:
-    """Layers that carry an adapter, by their path in the model; shared layers once."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-        and (adapter_name in module.lora_A or adapter_name in module.lora_embedding_A)
-    }
-
-
-def check_supported(layer: LoraLayer, name: str, adapter_name: str) -> None:
-    """Refuse a layer whose forward pass does not consult the variant, or not as assumed here.
-
-    Raises:
-        NotImplementedError: If the layer is of a kind that is not supported yet.
-        ValueError: If the adapter is a LoRA variant already, or trains a bias.
-    """
-    # `type`, not `isinstance`: quantized and expert layers derive from these and compute otherwise.
-    if type(layer) is not Linear:
-        raise NotImplementedError(
-            f"not supported yet: layer {name!r} is a {type(layer).__module__}."
-            f"{type(layer).__qualname__}; LoRA Dropout masks PEFT's LoRA on Linear and Conv1D."
-        )
-    variant = layer.lora_variant.get(adapter_name)
-    if isinstance(variant, LoraDropoutVariant):
-        raise ValueError(
-            f"adapter {adapter_name!r} already has LoRA Dropout: call `detach_lora_dropout` first."
-        )
-    if variant is not None:
-        raise ValueError(
-            f"adapter {adapter_name!r} is the LoRA variant {type(variant).__name__} in layer "
-            f"{name!r}; LoRA Dropout cannot be combined with another variant."
-        )
-    if layer.lora_B[adapter_name].bias is not None:
-        raise ValueError(
-            f"adapter {adapter_name!r} trains a bias of lora_B in layer {name!r}; LoRA Dropout "
-            "masks weights only: use `lora_bias=False`."
-        )
-
-
-def factors(layer: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor, float]:
-    """The factors A (r x in), B (out x r) and PEFT's scaling of one layer."""
-    return (
+def _linear_factors(layer: LoraLayer, adapter_name: str) -> Factors:
+    return Factors(
         layer.lora_A[adapter_name].weight,
         layer.lora_B[adapter_name].weight,
         float(layer.scaling[adapter_name]),
     )
 
 
-def install(layer: LoraLayer, name: str, adapter_name: str, bank: MaskBank) -> None:
-    """Let a layer take its masks from a bank."""
-    lora_A, lora_B, _ = factors(layer, adapter_name)
-    slot = bank.register(name, in_features=lora_A.shape[1], out_features=lora_B.shape[0])
-    layer.lora_variant[adapter_name] = LoraDropoutVariant(bank, slot)
+class LinearKind:
+    """LoRA on Linear and GPT-2's Conv1D."""
 
+    def matches(self, layer: LoraLayer) -> bool:
+        """Whether the layer is of this kind."""
+        # `type`, not `isinstance`: expert layers derive from it and compute otherwise.
+        return type(layer) is Linear
 
-def installed_bank(layer: LoraLayer, adapter_name: str) -> MaskBank | None:
-    """The bank that a layer takes its masks from, or None."""
-    variant = getattr(layer, "lora_variant", {}).get(adapter_name)
-    return variant.bank if isinstance(variant, LoraDropoutVariant) else None
+    def check(self, layer: LoraLayer, name: str, adapter_name: str) -> None:
+        """Refuse variants and trained biases.
 
+        Raises:
+            ValueError: If the adapter is a LoRA variant already, or trains a bias.
+        """
+        variant = layer.lora_variant.get(adapter_name)
+        if variant is not None:
+            raise ValueError(
+                f"adapter {adapter_name!r} is the LoRA variant {type(variant).__name__} in layer "
+                f"{name!r}; LoRA Dropout cannot be combined with another variant."
+            )
+        if layer.lora_B[adapter_name].bias is not None:
+            raise ValueError(
+                f"adapter {adapter_name!r} trains a bias of lora_B in layer {name!r}; LoRA Dropout "
+                "masks weights only: use `lora_bias=False`."
+            )
 
-def uninstall(layer: LoraLayer, adapter_name: str) -> None:
-    """Make a layer an ordinary LoRA layer again."""
-    if installed_bank(layer, adapter_name) is not None:
-        del layer.lora_variant[adapter_name]
+    def mask_sizes(self, layer: LoraLayer, adapter_name: str) -> tuple[int, int]:
+        """Columns of A and rows of B."""
+        lora_A, lora_B, _ = self.factors(layer, adapter_name)
+        return lora_A.shape[1], lora_B.shape[0]
 
+    def install(self, layer: LoraLayer, adapter_name: str, masks: Installed) -> None:
+        """Let the layer take its masks from there."""
+        layer.lora_variant[adapter_name] = LoraDropoutVariant(masks)
 
-def lora_B_key(name: str, adapter_name: str) -> str:
-    """Key of a layer's B in the state dictionary of the model."""
-    return f"{name}.lora_B.{adapter_name}.weight"
+    def uninstall(self, layer: LoraLayer, adapter_name: str) -> None:
+        """Make the adapter ordinary LoRA again."""
+        if self.installed(layer, adapter_name) is not None:
+            del layer.lora_variant[adapter_name]
+
+    def installed(self, layer: LoraLayer, adapter_name: str) -> Installed | None:
+        """Where the layer takes its masks from, or None for an ordinary adapter."""
+        variant = layer.lora_variant.get(adapter_name)
+        return variant.source if isinstance(variant, LoraDropoutVariant) else None
+
+    def factors(self, layer: LoraLayer, adapter_name: str) -> Factors:
+        """The factors of the layer's stored update."""
+        return _linear_factors(layer, adapter_name)
+
+    def lora_B_key(self, name: str, adapter_name: str) -> str:
+        """Key of the layer's B in the state dictionary of the model."""
+        return f"{name}.lora_B.{adapter_name}.weight"
 
 
 class _LayerFactory:
-    """Lets PEFT make its own layer for a module, then installs masks in it."""
+    """Lets PEFT make its own layer for a module, then puts masks on it."""
 
-    def __init__(self, config: LoraConfig, bank: MaskBank) -> None:
+    def __init__(self, config: LoraConfig, put_masks_on: PutMasksOn) -> None:
         self.config = config
-        self.bank = bank
+        self.put_masks_on = put_masks_on
 
     def __call__(
         self, target: nn.Module, adapter_name: str, *, config: LoraConfig, **kwargs: Any
@@ -158,16 +168,14 @@ class _LayerFactory:
         try:
             layer = LoraModel._create_new_module(config, adapter_name, target, **kwargs)
         finally:
-            make_layers_with(config, self.bank)
-        name = kwargs.get("target_name", "")
-        check_supported(layer, name, adapter_name)
-        install(layer, name, adapter_name, self.bank)
+            make_layers_with(config, self.put_masks_on)
+        self.put_masks_on(layer, kwargs.get("target_name", ""), adapter_name)
         return layer
 
 
-def make_layers_with(config: LoraConfig, bank: MaskBank) -> None:
-    """Let every layer that PEFT makes from a config take its masks from a bank."""
-    config._custom_modules = {nn.Module: _LayerFactory(config, bank)}
+def make_layers_with(config: LoraConfig, put_masks_on: PutMasksOn) -> None:
+    """Hand over every layer that PEFT makes from a config, to get masks."""
+    config._custom_modules = {nn.Module: _LayerFactory(config, put_masks_on)}
 
 
 def pass_roots(model: PeftModel) -> list[nn.Module]:

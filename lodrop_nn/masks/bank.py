@@ -10,13 +10,13 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lodrop_nn.config import MaskScope
+from lodrop_nn.config import MaskLaw, MaskScope
 from lodrop_nn.masks.contexts import Overridden
-from lodrop_nn.masks.draw import Draw, LayerMasks, MaskedLayer
-from lodrop_nn.masks.hooks import batch_size, hook_passes
-from lodrop_nn.masks.laws import iid_masks, seeded_generator
+from lodrop_nn.masks.draw import Coordinates, Draw, LayerFactors, LayerMasks, MaskedLayer
+from lodrop_nn.masks.hooks import batch_input, hook_passes, is_packed
+from lodrop_nn.masks.laws import draw_masks, iid_masks, seeded_generator
 from lodrop_nn.masks.passes import MEMBER_STREAM, TrainingPasses
-from lodrop_nn.masks.settings import MaskSettings, check_count, check_seed
+from lodrop_nn.masks.settings import MaskSettings, check_count, check_law, check_seed
 
 
 class MaskBank:
@@ -25,7 +25,7 @@ class MaskBank:
     While the model trains, each forward pass draws new masks: ``n_masks`` of them (scope
     ``"batch"``) or one per example (scope ``"example"``). In evaluation mode there are none, and
     the adapter acts as the mean of its masked versions. :meth:`fixed` and :meth:`off` override
-    both.
+    both for a block of code, :meth:`freeze` until further notice.
 
     Args:
         settings: The law of the masks. With ``n_masks`` = N > 1, a training batch holds N
@@ -51,7 +51,9 @@ class MaskBank:
         self.settings = settings
         self._layers: list[MaskedLayer] = []
         self.passes = TrainingPasses(settings, self._layers)
+        self._is_zero = True  # no coordinate is ever dropped
         self._off = False
+        self._frozen = False
         self._fixed: Draw | None = None
         self._hooks: list[RemovableHandle] = []
 
@@ -60,8 +62,19 @@ class MaskBank:
 
     @property
     def dropout_rate(self) -> float:
-        """Probability p in [0, 1) that a coordinate is dropped."""
-        return self.settings.dropout_rate
+        """Probability p in [0, 1) that a coordinate is dropped, where all have the same.
+
+        Raises:
+            ValueError: If layers, or inputs and outputs, have different rates.
+        """
+        rates = {rate for x in self._layers for rate in (x.input_rate, x.output_rate)}
+        rates = rates or set(self.settings.rates_of(""))
+        if len(rates) > 1:
+            raise ValueError(
+                "`dropout_rate` is asked for, but the adapter has several rates, from "
+                f"{min(rates)} to {max(rates)}: read them from `bank.layers`."
+            )
+        return rates.pop()
 
     @property
     def n_masks(self) -> int:
@@ -84,9 +97,27 @@ class MaskBank:
         return self.settings.seed
 
     @property
-    def mean_factor(self) -> float:
-        """Mean of the masked update over the stored update."""
-        return self.settings.mean_factor
+    def rate_multiplier(self) -> float:
+        """Number in [0, 1] that multiplies the rates of training masks: 1 unless scheduled.
+
+        Members of ensembles always have the full rates.
+
+        Raises:
+            ValueError: On setting, if the value is outside its range, or masks are not rescaled:
+                the mean of the masked update would change with it.
+        """
+        return self.passes.rate_multiplier
+
+    @rate_multiplier.setter
+    def rate_multiplier(self, value: float) -> None:
+        if not 0.0 <= value <= 1.0:  # false for NaN
+            raise ValueError(f"`rate_multiplier` must be in [0, 1], got {value!r}.")
+        if not self.rescale and value != self.passes.rate_multiplier:
+            raise ValueError(
+                "`rate_multiplier` must stay 1 for masks that are not rescaled (the mean of the "
+                f"masked update would change with it), got {value!r}: use `rescale=True`."
+            )
+        self.passes.rate_multiplier = float(value)
 
     @property
     def layers(self) -> tuple[MaskedLayer, ...]:
@@ -100,42 +131,55 @@ class MaskBank:
 
     def register(self, name: str, in_features: int, out_features: int) -> int:
         """Reserve the masks of a layer and return the slot under which it asks for them."""
+        input_rate, output_rate = self.settings.rates_of(name)
         layer = MaskedLayer(
             name=name,
             in_features=in_features,
             out_features=out_features,
             offset=self.n_coordinates,
+            input_rate=input_rate,
+            output_rate=output_rate,
+            rescale=self.rescale,
         )
         self._layers.append(layer)
+        self._is_zero = self._is_zero and input_rate == output_rate == 0.0
         return len(self._layers) - 1
 
-    def draw(self, n_masks: int, seed: int) -> Bool[Tensor, "n_masks n_coordinates"]:
+    def draw(
+        self, n_masks: int, seed: int, mask_law: MaskLaw | None = None
+    ) -> Bool[Tensor, "n_masks n_coordinates"]:
         """Masks of the members of a seeded ensemble, as :meth:`fixed` holds them.
 
         Args:
             n_masks: Number of members, >= 1.
             seed: Seed >= 0.
+            mask_law: How the members depend on each other; None takes the adapter's own law.
 
         Returns:
-            True where a coordinate is kept, on the CPU. Member i is a function of (seed, i)
-            alone: neither the batch nor the device matters, and a larger ensemble extends a
-            smaller one.
+            True where a coordinate is kept, on the CPU: neither the batch nor the device matters.
+            With i.i.d. masks member i is a function of (seed, i) alone, so a larger ensemble
+            extends a smaller one; under the other laws it also depends on the number of members.
 
         Raises:
             ValueError: If an argument is outside its range.
         """
         check_count("n_masks", n_masks)
         check_seed("seed", seed)
+        law = check_law(self.settings.mask_law if mask_law is None else mask_law)
+        coordinates = Coordinates.of(self._layers)
+        if law != "iid":
+            return draw_masks(law, n_masks, coordinates, seeded_generator(seed, MEMBER_STREAM))
         streams = (seeded_generator(seed, MEMBER_STREAM, member) for member in range(n_masks))
-        rate = self.settings.dropout_rate
-        return torch.cat([iid_masks(1, self.n_coordinates, rate, stream) for stream in streams])
+        return torch.cat([iid_masks(1, coordinates.rates, stream) for stream in streams])
 
     def split(self, masks: Bool[Tensor, "n_masks n_coordinates"], slot: int) -> LayerMasks:
         """Column masks (of A) and row masks (of B) of one layer in a draw."""
         return self._layers[slot].split(masks)
 
     @contextlib.contextmanager
-    def fixed(self, n_masks: int = 16, seed: int = 0) -> Iterator["MaskBank"]:
+    def fixed(
+        self, n_masks: int = 16, seed: int = 0, mask_law: MaskLaw | None = None
+    ) -> Iterator["MaskBank"]:
         """Hold ``n_masks`` masks for the whole context, also in evaluation mode.
 
         Inputs hold ``n_masks`` instances of a batch, instance after instance; instance i sees
@@ -146,6 +190,7 @@ class MaskBank:
         Args:
             n_masks: Number of members, >= 1.
             seed: Seed >= 0; see :meth:`draw`.
+            mask_law: How the members depend on each other; None takes the adapter's own law.
 
         Yields:
             The bank.
@@ -153,7 +198,8 @@ class MaskBank:
         Raises:
             ValueError: If an argument is outside its range.
         """
-        masks = Draw(self.draw(n_masks, seed))
+        kept_factors = Coordinates.of(self._layers).kept_factors
+        masks = Draw(self.draw(n_masks, seed, mask_law), kept_factors)
         with Overridden((self, {"_off": False, "_fixed": masks})):
             yield self
 
@@ -180,7 +226,7 @@ class MaskBank:
                 f"`start` and `stop` must satisfy 0 <= start < stop <= {n_masks}, "
                 f"got start={start!r}, stop={stop!r}."
             )
-        with Overridden((self, {"_fixed": Draw(self._fixed.masks[start:stop])})):
+        with Overridden((self, {"_fixed": self._fixed.rows(start, stop)})):
             yield self
 
     @contextlib.contextmanager
@@ -194,6 +240,41 @@ class MaskBank:
             The bank.
         """
         with Overridden((self, {"_off": True})):
+            yield self
+
+    def freeze(self) -> None:
+        """Apply no masks until :meth:`unfreeze`: :meth:`off` for loops that cannot be wrapped.
+
+        The adapter acts and trains as its mean, plain LoRA with rescaled masks. Ensembles
+        (:meth:`fixed`) keep their masks.
+        """
+        self._frozen = True
+
+    def unfreeze(self) -> None:
+        """End what :meth:`freeze` began."""
+        self._frozen = False
+
+    @contextlib.contextmanager
+    def micro_pass(self, index: int) -> Iterator["MaskBank"]:
+        """Let a training pass show one of its N masks, so that N passes stand for a tiled one.
+
+        Pass 0 draws N masks and shows the first of them to a batch that is not tiled; passes 1 to
+        N - 1 show the others to the same batch. Backward passes belong inside the context. See
+        :func:`lodrop_nn.train.micro_steps.backward_over_masks`.
+
+        Args:
+            index: Which mask, in [0, n_masks).
+
+        Yields:
+            The bank.
+
+        Raises:
+            RuntimeError: If pass 0 has not drawn.
+            ValueError: If ``index`` is outside its range.
+        """
+        if not 0 <= index < self.n_masks:
+            raise ValueError(f"`index` must be in [0, {self.n_masks}), got {index!r}.")
+        with self.passes.micro_pass(index):
             yield self
 
     def checkpoint_contexts(
@@ -214,24 +295,26 @@ class MaskBank:
         return nullcontext(), Overridden(*served)
 
     def masks(
-        self, slot: int, *, training: bool, n_rows: int, device: torch.device
-    ) -> LayerMasks | None:
-        """Masks that a layer must apply now, or None for the mean update.
+        self, slot: int, *, training: bool, n_rows: int, device: torch.device, dtype: torch.dtype
+    ) -> LayerFactors | None:
+        """Masks that a layer must apply now, as factors, or None for the mean update.
 
         Args:
             slot: What :meth:`register` returned for the layer.
             training: Whether the layer is in training mode.
             n_rows: Leading dimension of the layer's input.
-            device: Where the masks are needed.
+            device: Where the factors are needed.
+            dtype: Of the layer's weights; factors are in float32 at least.
 
         Returns:
-            Column masks (of A) and row masks (of B), or None.
+            Factors of the columns of A and of the rows of B (0 where dropped), or None.
         """
         if not self._is_active(training):
             return None
+        dtype = torch.promote_types(dtype, torch.float32)
         if self._fixed is not None:
-            return self.split(self._fixed.to(device), slot)
-        return self.passes.masks(slot, n_rows, device)
+            return self._layers[slot].split(self._fixed.to(device, dtype))
+        return self.passes.masks(slot, n_rows, device, dtype)
 
     def watch(self, roots: Sequence[nn.Module]) -> None:
         """Draw when a forward pass enters one of these modules, given outermost first.
@@ -267,13 +350,18 @@ class MaskBank:
                 "assigned to: use it in evaluation mode and outside `bank.fixed()`."
             )
         if self._fixed is None:
-            self.passes.draw_pass(batch_size(args, kwargs))
+            if self.mask_scope == "example" and is_packed(kwargs):
+                raise ValueError(
+                    "`mask_scope='example'` needs one row per example, got packed inputs, whose "
+                    "rows hold several: use `mask_scope='batch'`, or pad instead of packing."
+                )
+            self.passes.draw_pass(batch_input(args, kwargs))
 
     def end_pass(self, depth: int) -> None:
         """Called by the hooks after the forward pass of a root, also after one that raised."""
         self.passes.end(depth)
 
     def _is_active(self, training: bool) -> bool:
-        if self._off or self.settings.dropout_rate == 0.0:
+        if self._off or self._is_zero:
             return False
-        return training or self._fixed is not None
+        return self._fixed is not None or (training and not self._frozen)

@@ -19,6 +19,8 @@ _BATCH_INPUTS = (
     "input_values",
     "decoder_input_ids",
 )
+# Names under which they take the boundaries of sequences that share a row.
+_PACKED_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
 def in_backward() -> bool:
@@ -26,13 +28,26 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Leading dimension of the inputs of a pass, or None when no tensor is among them."""
+def batch_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The input of a pass that shows its batch dimension and device; None if it has no tensor."""
     named = [kwargs.get(name) for name in _BATCH_INPUTS]
     for value in (*named, *args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.dim() > 0:
-            return value.shape[0]
+            return value
     return None
+
+
+def is_packed(inputs: Mapping[str, Any]) -> bool:
+    """Whether a row of the inputs of a pass holds several sequences: rows are then no examples."""
+    if any(inputs.get(name) is not None for name in _PACKED_INPUTS):
+        return True
+    positions = inputs.get("position_ids")
+    if inputs.get("attention_mask") is not None or not isinstance(positions, torch.Tensor):
+        return False
+    # Only a single row may restart its positions; that is how models tell without boundaries.
+    if positions.dim() != 2 or positions.shape[0] != 1:
+        return False
+    return bool((positions.diff() != 1).any())
 
 
 # Hooks are objects, not closures: `copy.deepcopy(model)` then copies the bank they point to, once

@@ -2,8 +2,13 @@
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from lodrop_nn.config import MaskLaw
+from lodrop_nn.masks.balanced import balanced_masks
+from lodrop_nn.masks.draw import Coordinates
+from lodrop_nn.masks.orthogonal import orthogonal_masks
 
 
 def seeded_generator(seed: int, *key: int) -> torch.Generator:
@@ -32,14 +37,13 @@ def seeded_generator(seed: int, *key: int) -> torch.Generator:
 
 
 def iid_masks(
-    n_masks: int, n_coordinates: int, dropout_rate: float, generator: torch.Generator | None = None
+    n_masks: int, rates: Float[Tensor, "n_coordinates"], generator: torch.Generator | None = None
 ) -> Bool[Tensor, "n_masks n_coordinates"]:
     """Independent masks whose coordinates are kept with probability 1 - p, independently.
 
     Args:
         n_masks: Number of masks (rows), >= 1.
-        n_coordinates: Coordinates of each mask (columns), >= 0.
-        dropout_rate: p in [0, 1), the probability that a coordinate is dropped.
+        rates: p in [0, 1) of each coordinate, the probability that it is dropped.
         generator: A CPU generator; None draws from torch's default generator, as
             ``torch.nn.Dropout`` does.
 
@@ -52,14 +56,42 @@ def iid_masks(
         coordinates of a layer.
 
     Example:
-        >>> bool(iid_masks(2, 3, 0.0).all())
+        >>> bool(iid_masks(2, torch.zeros(3)).all())
         True
-        >>> masks = iid_masks(1, 100_000, 0.3, seeded_generator(0))
+        >>> masks = iid_masks(1, torch.full((100_000,), 0.3), seeded_generator(0))
         >>> abs(float(masks.double().mean()) - 0.7) < 0.01
         True
     """
     # Outside inference mode and with the device spelled out, so that neither a surrounding
     # `torch.inference_mode()` nor a default device reaches masks that training will read later.
     with torch.inference_mode(False):
-        uniform = torch.rand(n_masks, n_coordinates, generator=generator, device="cpu")
-        return uniform >= dropout_rate
+        uniform = torch.rand(n_masks, len(rates), generator=generator, device="cpu")
+        return uniform >= rates.to(uniform.dtype)
+
+
+def draw_masks(
+    law: MaskLaw,
+    n_masks: int,
+    coordinates: Coordinates,
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "n_masks n_coordinates"]:
+    """Masks that belong together, those of one training pass or of one ensemble.
+
+    Each mask alone has independent coordinates that are dropped at their rates, under every law.
+
+    Args:
+        law: How the masks depend on each other.
+        n_masks: Number of masks, >= 1.
+        coordinates: What they mask.
+        generator: A CPU generator; None draws from torch's default generator.
+
+    Returns:
+        True where a coordinate is kept, on the CPU.
+    """
+    if law == "balanced":
+        return balanced_masks(n_masks, coordinates.rates, generator)
+    if law == "orthogonal":
+        return orthogonal_masks(
+            n_masks, coordinates.rates, coordinates.is_row, coordinates.layers, generator
+        )
+    return iid_masks(n_masks, coordinates.rates, generator)

@@ -1,10 +1,14 @@
 """What defines the masks of an adapter."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import get_args
+from typing import Any, cast, get_args
 
-from lodrop_nn.config import MaskScope
+from lodrop_nn.config import MaskLaw, MaskScope
+
+Rate = float | tuple[float, float]  # p, or (p of the inputs, p of the outputs)
 
 
 def check_count(name: str, value: object) -> None:
@@ -27,18 +31,56 @@ def check_seed(name: str, value: object) -> None:
         raise ValueError(f"`{name}` must be a whole number >= 0, got {value!r}.")
 
 
+def check_law(value: object) -> MaskLaw:
+    """The value, refused if it is not the name of a mask law.
+
+    Raises:
+        ValueError: Listing the names.
+    """
+    if value not in get_args(MaskLaw):
+        names = ", ".join(map(repr, get_args(MaskLaw)))
+        raise ValueError(f"`mask_law` must be one of {names}, got {value!r}.")
+    return cast(MaskLaw, value)
+
+
+def _checked_rate(name: str, value: object) -> Rate:
+    """A rate as floats: one for inputs and outputs alike, or one each.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    parts = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    # The comparison is false for NaN.
+    if len(parts) != 2 or not all(
+        isinstance(part, Real) and not isinstance(part, bool) and 0.0 <= part < 1.0
+        for part in parts
+    ):
+        raise ValueError(
+            f"`{name}` must be in [0, 1), or a pair of such rates (inputs, outputs), got {value!r}."
+        )
+    inputs, outputs = map(float, parts)
+    return (inputs, outputs) if isinstance(value, tuple | list) else inputs
+
+
 @dataclass(frozen=True)
 class MaskSettings:
     r"""The law of the masks of one adapter.
 
     A mask m of an input or output coordinate is 1 with probability 1 - p. With ``rescale`` it is
     divided by 1 - p (inverted scaling), so that the mean of the masked update is the stored
-    update; without (the paper's form) that mean is :attr:`mean_factor` = (1 - p)^2 times it.
+    update; without (the paper's form) that mean is :math:`(1 - p_A)(1 - p_B)` times it.
 
     Attributes:
-        dropout_rate: p in [0, 1), the probability that a coordinate is dropped.
+        dropout_rate: p in [0, 1), the probability that a coordinate is dropped; a pair
+            (p_A, p_B) gives the inputs and the outputs of a layer rates of their own.
+        rate_pattern: Rates of some layers, by a regular expression that matches the end of the
+            layer's name, as in PEFT's ``rank_pattern``; the first that matches counts. The other
+            layers have ``dropout_rate``.
         n_masks: N >= 1, masks per training pass.
         mask_scope: ``"batch"``, or ``"example"`` for a mask per example; N is then 1.
+        mask_law: How the masks of one pass, or of one ensemble, depend on each other; each alone
+            has the same law. ``"iid"``; ``"balanced"`` (:mod:`lodrop_nn.masks.balanced`);
+            ``"orthogonal"`` (:mod:`lodrop_nn.masks.orthogonal`).
         rescale: Whether kept coordinates are divided by 1 - p.
         seed: Seed >= 0 of the training masks, or None.
 
@@ -49,29 +91,28 @@ class MaskSettings:
         Lin et al. (2024), arXiv:2404.09610, Eqs. (2) and (7), which do not rescale.
 
     Example:
-        >>> paper = MaskSettings(0.5, rescale=False)
-        >>> paper.mean_factor, paper.active_factor
-        (0.25, 1.0)
-        >>> inverted = MaskSettings(0.5)
-        >>> inverted.mean_factor, inverted.active_factor
-        (1.0, 4.0)
+        >>> settings = MaskSettings(0.5, rate_pattern={"v_proj": (0.0, 0.25)})
+        >>> settings.rates_of("model.layers.0.self_attn.v_proj")
+        (0.0, 0.25)
+        >>> settings.rates_of("model.layers.0.self_attn.q_proj")
+        (0.5, 0.5)
     """
 
-    dropout_rate: float
-    n_masks: int = 1
-    mask_scope: MaskScope = "batch"
-    rescale: bool = True
-    seed: int | None = None
+    dropout_rate: Rate
+    rate_pattern: Mapping[str, Rate] = field(default_factory=dict, kw_only=True)
+    n_masks: int = field(default=1, kw_only=True)
+    mask_scope: MaskScope = field(default="batch", kw_only=True)
+    mask_law: MaskLaw = field(default="iid", kw_only=True)
+    rescale: bool = field(default=True, kw_only=True)
+    seed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        rate = self.dropout_rate
-        # The comparison is false for NaN.
-        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0.0 <= rate < 1.0:
-            raise ValueError(f"`dropout_rate` must be in [0, 1), got {rate!r}.")
-        object.__setattr__(self, "dropout_rate", float(rate))
+        object.__setattr__(self, "dropout_rate", _checked_rate("dropout_rate", self.dropout_rate))
+        object.__setattr__(self, "rate_pattern", _checked_pattern(self.rate_pattern))
         check_count("n_masks", self.n_masks)
         if self.mask_scope not in get_args(MaskScope):
             raise ValueError(f"`mask_scope` must be 'batch' or 'example', got {self.mask_scope!r}.")
+        check_law(self.mask_law)
         if self.mask_scope == "example" and self.n_masks != 1:
             raise ValueError(
                 "`n_masks` must be 1 when `mask_scope` is 'example' (each example already has a "
@@ -82,12 +123,43 @@ class MaskSettings:
         if self.seed is not None:
             check_seed("seed", self.seed)
 
-    @property
-    def mean_factor(self) -> float:
-        """Mean of the masked update over the stored update: 1, or (1 - p)^2 without rescaling."""
-        return 1.0 if self.rescale else (1.0 - self.dropout_rate) ** 2
+    def rates_of(self, name: str) -> tuple[float, float]:
+        """Rates (inputs, outputs) of the layer of that name."""
+        matching = (
+            rate
+            for pattern, rate in self.rate_pattern.items()
+            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)
+        )
+        rate = next(matching, self.dropout_rate)
+        return rate if isinstance(rate, tuple) else (rate, rate)
 
-    @property
-    def active_factor(self) -> float:
-        """Factor of the update under 0/1 masks: 1 / (1 - p)^2, or 1 without rescaling."""
-        return (1.0 - self.dropout_rate) ** -2 if self.rescale else 1.0
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON-able keyword arguments (pairs become lists)."""
+        return {
+            "dropout_rate": _as_json(self.dropout_rate),
+            "rate_pattern": {key: _as_json(rate) for key, rate in self.rate_pattern.items()},
+            "n_masks": self.n_masks,
+            "mask_scope": self.mask_scope,
+            "mask_law": self.mask_law,
+            "rescale": self.rescale,
+            "seed": self.seed,
+        }
+
+
+def _checked_pattern(value: object) -> dict[str, Rate]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(
+            f"`rate_pattern` must map patterns of layer names to rates, got {value!r}."
+        )
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"`rate_pattern` must have regular expressions as keys, got {pattern!r}: {error}."
+            ) from None
+    return {key: _checked_rate(f"rate_pattern[{key!r}]", rate) for key, rate in value.items()}
+
+
+def _as_json(rate: Rate) -> float | list[float]:
+    return list(rate) if isinstance(rate, tuple) else rate

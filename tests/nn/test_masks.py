@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 
 import pytest
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from lodrop_nn.masks import MaskBank, MaskSettings, iid_masks, masked_update, seeded_generator
+from lodrop_nn.masks.draw import Coordinates, Draw
+from lodrop_nn.masks.settings import Rate
 
 rates = st.floats(0.0, 0.95)
+rate_pairs = st.tuples(rates, rates)
 seeds = st.integers(0, 2**63)
 CPU = torch.device("cpu")
+HALF = torch.full((3,), 0.5)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,7 +42,7 @@ def probabilities(masks: torch.Tensor, p: float) -> torch.Tensor:
 # Rare drops are far from normally distributed, which the tolerance of this test is made for.
 @given(p=st.just(0.0) | st.floats(0.05, 0.95), seed=seeds)
 def test_coordinates_are_kept_with_probability_one_minus_p(p: float, seed: int) -> None:
-    masks = iid_masks(40, 500, p, seeded_generator(seed)).double()
+    masks = iid_masks(40, torch.full((500,), p), seeded_generator(seed)).double()
     deviation = math.sqrt(p * (1 - p))
     assert abs(masks.mean() - (1 - p)) <= 6 * deviation / math.sqrt(masks.numel())
     # Neither coordinates of a mask nor masks of a coordinate hang together.
@@ -65,13 +70,13 @@ def test_streams_depend_on_all_bits_of_seed_and_key(seed: int, key: tuple[int, i
 
 def test_masks_do_not_touch_the_global_generator_when_seeded() -> None:
     before = torch.get_rng_state()
-    iid_masks(2, 3, 0.5, seeded_generator(0))
+    iid_masks(2, HALF, seeded_generator(0))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_masks_drawn_in_inference_mode_can_be_trained_with() -> None:
     with torch.inference_mode():
-        masks = iid_masks(1, 3, 0.5, seeded_generator(0))
+        masks = iid_masks(1, HALF, seeded_generator(0))
     weight = torch.ones(3, requires_grad=True)
     (weight * masks).sum().backward()
     assert torch.equal(weight.grad, masks[0].float())
@@ -82,30 +87,28 @@ def test_masks_drawn_in_inference_mode_can_be_trained_with() -> None:
 
 @given(
     sizes=st.tuples(*[st.integers(1, 3)] * 5),
-    p=rates,
+    rate=rate_pairs,
     rescale=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_mean_over_all_masks_is_the_mean_update(
-    sizes: tuple[int, ...], p: float, rescale: bool, seed: int
+    sizes: tuple[int, ...], rate: tuple[float, float], rescale: bool, seed: int
 ) -> None:
     """Exact enumeration of the 2^(in + out) masks of a layer."""
     rows, tokens, fan_in, fan_out, rank = sizes
-    settings = MaskSettings(p, rescale=rescale)
+    bank = MaskBank(MaskSettings(rate, rescale=rescale))
+    bank.register("layer", fan_in, fan_out)
     x = random(rows, tokens, fan_in, seed=seed)
     lora_A, lora_B = random(rank, fan_in, seed=seed + 1), random(fan_out, rank, seed=seed + 2)
     masks = all_masks(fan_in + fan_out)
     n_masks = len(masks)
+    factors = Draw(masks, Coordinates.of(bank.layers).kept_factors).to(CPU, torch.float64)
     outputs = masked_update(
-        x.repeat(n_masks, 1, 1),
-        lora_A,
-        lora_B,
-        masks[:, :fan_in],
-        masks[:, fan_in:],
-        settings.active_factor,
+        x.repeat(n_masks, 1, 1), lora_A, lora_B, *bank.layers[0].split(factors), 1.0
     ).unflatten(0, (n_masks, rows))
-    mean = torch.einsum("n,nbto->bto", probabilities(masks, p), outputs)
-    expected = settings.mean_factor * linear(linear(x, lora_A), lora_B)
+    weights = probabilities(masks[:, :fan_in], rate[0]) * probabilities(masks[:, fan_in:], rate[1])
+    mean = torch.einsum("n,nbto->bto", weights, outputs)
+    expected = bank.layers[0].mean_factor * linear(linear(x, lora_A), lora_B)
     torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -121,20 +124,22 @@ def test_each_instance_is_the_update_with_its_own_masked_factors(
     n_masks, group, fan_in, fan_out, rank, _ = sizes
     x = random(n_masks * group, *tokens, fan_in, seed=seed)
     lora_A, lora_B = random(rank, fan_in, seed=seed + 1), random(fan_out, rank, seed=seed + 2)
-    masks = iid_masks(n_masks, fan_in + fan_out, 0.5, seeded_generator(seed))
+    masks = iid_masks(
+        n_masks, torch.full((fan_in + fan_out,), 0.5), seeded_generator(seed)
+    ).double()
     columns, rows = masks[:, :fan_in], masks[:, fan_in:]
     outputs = masked_update(x, lora_A, lora_B, columns, rows, scale)
     assert outputs.shape == (*x.shape[:-1], fan_out)
     for i in range(n_masks):
-        update = scale * torch.diag(rows[i].double()) @ lora_B @ lora_A
-        update = update @ torch.diag(columns[i].double())
+        update = scale * torch.diag(rows[i]) @ lora_B @ lora_A
+        update = update @ torch.diag(columns[i])
         mine = slice(i * group, (i + 1) * group)
         torch.testing.assert_close(outputs[mine], x[mine] @ update.T, rtol=1e-9, atol=1e-9)
 
 
 @given(n_masks=st.integers(2, 5), rows=st.integers(1, 9))
 def test_rows_that_do_not_fill_the_instances_are_refused(n_masks: int, rows: int) -> None:
-    masks = torch.ones(n_masks, 2, dtype=torch.bool)
+    masks = torch.ones(n_masks, 2)
     factors = torch.ones(1, 2), torch.ones(2, 1)
     # Three tokens: the total may divide although the rows do not.
     x = torch.ones(rows, 3, 2)
@@ -146,7 +151,7 @@ def test_rows_that_do_not_fill_the_instances_are_refused(n_masks: int, rows: int
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    masks = torch.ones(2, 3, dtype=torch.bool)
+    masks = torch.ones(2, 3)
     out = masked_update(torch.ones(0, 4, 3), torch.ones(1, 3), torch.ones(3, 1), masks, masks, 1.0)
     assert out.shape == (0, 4, 3)
 
@@ -154,18 +159,47 @@ def test_an_empty_batch_stays_empty() -> None:
 # -- settings ------------------------------
 
 
-@given(p=rates)
-def test_active_and_mean_factor_differ_by_the_probability_that_an_entry_survives(p: float) -> None:
-    for rescale in (True, False):
-        settings = MaskSettings(p, rescale=rescale)
-        ratio = settings.mean_factor / settings.active_factor
-        assert math.isclose(ratio, (1 - p) ** 2, rel_tol=1e-12)
+@given(rate=rates | rate_pairs, other=rates | rate_pairs, n_masks=st.integers(1, 9))
+def test_settings_survive_json(rate: Rate, other: Rate, n_masks: int) -> None:
+    settings = MaskSettings(rate, rate_pattern={"v_proj": other}, n_masks=n_masks, seed=3)
+    assert MaskSettings(**json.loads(json.dumps(settings.as_json()))) == settings
+
+
+def test_the_first_pattern_that_matches_the_end_of_a_name_decides() -> None:
+    pattern = {"v_proj": 0.1, r"layers\.0\..*": (0.2, 0.3), "proj": 0.4}
+    settings = MaskSettings(0.5, rate_pattern=pattern)
+    assert settings.rates_of("model.layers.0.v_proj") == (0.1, 0.1)
+    assert settings.rates_of("model.layers.0.q_proj") == (0.2, 0.3)
+    assert settings.rates_of("model.layers.10.q_proj") == (0.5, 0.5)  # `proj` is no whole name
+    assert settings.rates_of("proj") == (0.4, 0.4)
+
+
+@given(rate=rate_pairs, pattern=rate_pairs, multiplier=st.floats(0.0, 1.0))
+def test_layers_and_sides_have_rates_of_their_own(
+    rate: tuple[float, float], pattern: tuple[float, float], multiplier: float
+) -> None:
+    bank = MaskBank(MaskSettings(rate, rate_pattern={"b": pattern}))
+    bank.register("a", 3, 2)
+    bank.register("b", 1, 4)
+    coordinates = Coordinates.of(bank.layers, multiplier)
+    expected = [rate[0]] * 3 + [rate[1]] * 2 + [pattern[0]] + [pattern[1]] * 4
+    scaled = [multiplier * p for p in expected]
+    assert coordinates.rates.tolist() == scaled
+    assert coordinates.kept_factors.tolist() == [1 / (1 - p) for p in scaled]
+    assert coordinates.layers.tolist() == [0] * 5 + [1] * 5
+    assert coordinates.is_row.tolist() == [False] * 3 + [True] * 2 + [False] + [True] * 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout_rate": 1.0}, r"`dropout_rate` must be in \[0, 1\), got 1.0"),
+        ({"dropout_rate": 1.0}, r"`dropout_rate` must be in \[0, 1\), or a pair .*got 1.0"),
+        ({"dropout_rate": (0.5, 1.0)}, r"`dropout_rate`.*\(0.5, 1.0\)"),
+        ({"dropout_rate": (0.5,)}, r"`dropout_rate`.*\(0.5,\)"),
+        ({"rate_pattern": {"q": 1.5}}, r"`rate_pattern\['q'\]` must be in.*got 1.5"),
+        ({"rate_pattern": {"(": 0.5}}, r"`rate_pattern` must have regular expressions.*'\('"),
+        ({"rate_pattern": 0.5}, "`rate_pattern` must map patterns.*got 0.5"),
+        ({"mask_law": "sobol"}, "`mask_law` must be one of 'iid', 'balanced', .*got 'sobol'"),
         ({"dropout_rate": -0.1}, "`dropout_rate`"),
         ({"dropout_rate": math.nan}, "`dropout_rate`.*nan"),
         ({"dropout_rate": True}, "`dropout_rate`.*True"),
@@ -227,8 +261,9 @@ def test_training_and_ensemble_never_share_masks(seed: int) -> None:
 
 
 def serve(bank: MaskBank, *, training: bool) -> torch.Tensor | None:
-    masks = bank.masks(0, training=training, n_rows=4, device=CPU)
-    return None if masks is None else torch.cat(masks, 1)
+    """The masks that a layer is given, without their factors."""
+    factors = bank.masks(0, training=training, n_rows=4, device=CPU, dtype=torch.float32)
+    return None if factors is None else torch.cat(factors, 1) > 0
 
 
 def test_the_innermost_context_decides_and_errors_restore() -> None:
@@ -247,6 +282,47 @@ def test_the_innermost_context_decides_and_errors_restore() -> None:
             raise KeyError
         assert torch.equal(serve(bank, training=False), bank.draw(3, 1))
     assert serve(bank, training=False) is None
+
+
+def test_a_frozen_bank_trains_the_mean_and_keeps_its_ensembles() -> None:
+    bank = bank_of((20, 20), seed=0)
+    bank.freeze()
+    bank.begin_pass(0, True, (), {})
+    assert serve(bank, training=True) is None
+    assert bank.passes.n_drawn == 0
+    with bank.fixed(2, seed=1):
+        assert torch.equal(serve(bank, training=True), bank.draw(2, 1))
+    bank.end_pass(0)
+    bank.unfreeze()
+    bank.begin_pass(0, True, (), {})
+    assert serve(bank, training=True) is not None
+
+
+def test_a_scheduled_rate_reaches_training_masks_only() -> None:
+    bank = bank_of((200, 200), seed=0)
+    members = bank.draw(1, 0)
+    bank.rate_multiplier = 0.2
+    assert torch.equal(bank.draw(1, 0), members)
+    bank.begin_pass(0, True, (), {})
+    factors = bank.masks(0, training=True, n_rows=4, device=CPU, dtype=torch.bfloat16)
+    kept = torch.cat(factors, 1)
+    assert kept.dtype == torch.float32
+    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.9).item()}
+    assert 0.8 < (kept > 0).float().mean() < 0.98
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_multipliers_outside_their_range_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"`rate_multiplier` must be in \[0, 1\], got"):
+        bank_of((2, 2)).rate_multiplier = value
+    with pytest.raises(ValueError, match="must stay 1 for masks that are not rescaled"):
+        bank_of((2, 2), rescale=False).rate_multiplier = 0.5
+
+
+def test_one_rate_is_reported_and_several_are_refused() -> None:
+    assert bank_of((2, 2)).dropout_rate == 0.5
+    with pytest.raises(ValueError, match=r"has several rates, from 0\.1 to 0\.5"):
+        _ = bank_of((2, 2), dropout_rate=(0.5, 0.1)).dropout_rate
 
 
 def test_members_must_lie_among_fixed_masks() -> None:

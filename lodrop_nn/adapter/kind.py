@@ -1,0 +1,88 @@
+"""What LoRA Dropout must know of a kind of layer."""
+
+from typing import NamedTuple, Protocol
+
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from lodrop_nn.masks import MaskBank
+
+
+class Factors(NamedTuple):
+    r"""What a layer's update is made of: :math:`\Delta W = s B A`.
+
+    Attributes:
+        lora_A: A, (r, in_features); a leading dimension, if any, numbers parts (experts).
+        lora_B: B, (out_features, r), with the same leading dimension.
+        scaling: s.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    scaling: float
+
+    @property
+    def delta_weight(self) -> Tensor:
+        """The stored update, (out_features, in_features), differentiable in the factors."""
+        return self.lora_B @ self.lora_A * self.scaling
+
+
+class Installed(NamedTuple):
+    """Where a layer takes its masks from.
+
+    Attributes:
+        bank: The masks of the adapter.
+        slot: The layer's place in it.
+    """
+
+    bank: MaskBank
+    slot: int
+
+    @property
+    def mean_factor(self) -> float:
+        """Mean of the masked update over the stored update, in (0, 1]."""
+        return self.bank.layers[self.slot].mean_factor
+
+
+class LayerKind(Protocol):
+    """How masks get into the layers of one kind; stateless.
+
+    ``name`` is the layer's path in the model, ``adapter_name`` that of an adapter that it carries.
+    """
+
+    def matches(self, layer: LoraLayer) -> bool:
+        """Whether the layer is of this kind."""
+        ...
+
+    def check(self, layer: LoraLayer, name: str, adapter_name: str) -> None:
+        """Refuse an adapter that masks cannot be put on, before anything is changed.
+
+        Raises:
+            ValueError: Saying what is in the way.
+            NotImplementedError: If the layer's options are not supported yet.
+        """
+        ...
+
+    def mask_sizes(self, layer: LoraLayer, adapter_name: str) -> tuple[int, int]:
+        """Coordinates that the column mask (of A) and the row mask (of B) cover."""
+        ...
+
+    def install(self, layer: LoraLayer, adapter_name: str, masks: Installed) -> None:
+        """Let the layer take its masks from there."""
+        ...
+
+    def uninstall(self, layer: LoraLayer, adapter_name: str) -> None:
+        """Make the adapter ordinary LoRA again; without effect if it is."""
+        ...
+
+    def installed(self, layer: LoraLayer, adapter_name: str) -> Installed | None:
+        """Where the layer takes its masks from, or None for an ordinary adapter."""
+        ...
+
+    def factors(self, layer: LoraLayer, adapter_name: str) -> Factors:
+        """The factors of the layer's stored update."""
+        ...
+
+    def lora_B_key(self, name: str, adapter_name: str) -> str:
+        """Key of the layer's B in the state dictionary of the model."""
+        ...
