@@ -7,10 +7,14 @@ from lodrop_nn.data.examples import Batch, Examples, batches, tokenize
 from lodrop_nn.data.fetch import DownloadError, PinnedWheel, cache_dir, fetch_members
 from lodrop_nn.data.models import load_base_model
 from lodrop_nn.data.movie_reviews import load_movie_reviews
+from lodrop_nn.data.sarcasm import load_sarcasm
+from lodrop_nn.data.trec import load_trec
 
 # What `data` of a RunConfig can name.
 DATA_SETS: Mapping[str, Callable[[], TextClassificationData]] = {
     "movie-reviews": load_movie_reviews,
+    "sarcasm": load_sarcasm,
+    "trec": load_trec,
 }
 
 
@@ -38,6 +42,8 @@ __all__ = [
     "load_base_model",
     "load_data",
     "load_movie_reviews",
+    "load_sarcasm",
+    "load_trec",
     "split",
     "tokenize",
 ]
