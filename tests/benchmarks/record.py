@@ -1,8 +1,10 @@
 """What every benchmark shares: interleaved timing, and a JSON record with versions and hardware."""
 
 import json
+import math
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -36,6 +38,49 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> 
             "repeats": repeats,
         }
     return summary
+
+
+def paired_ratios(
+    functions: Mapping[str, Callable[[], object]], reference: str, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Processor time of functions over that of a reference, run by run.
+
+    Every round runs each function once, in an order that turns by one from round to round. A
+    ratio is taken within a round, so that what slows the machine meets both sides; ``ratio`` is
+    the median over rounds, ``low`` and ``high`` a 95% interval of it by order statistics.
+    """
+    names = list(functions)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_number in range(repeats):
+        turn = round_number % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.process_time()
+            functions[name]()
+            times[name].append(time.process_time() - start)
+    summary = {}
+    for name in names:
+        pairs = zip(times[name], times[reference], strict=True)
+        ranked = sorted(one / other for one, other in pairs)
+        # Order statistics k and n + 1 - k enclose the median with probability 1 - 2 B(k - 1; n).
+        k = next(k for k in range(repeats) if _binomial_half(k, repeats) > 0.025)
+        summary[name] = {
+            "ratio": statistics.median(ranked),
+            "low": ranked[max(k - 1, 0)],
+            "high": ranked[repeats - 1 - max(k - 1, 0)],
+            "median_s": statistics.median(times[name]),
+            "repeats": repeats,
+        }
+    return summary
+
+
+def _binomial_half(k: int, n: int) -> float:
+    """Probability of at most k heads among n tosses of a fair coin."""
+    return sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Installed versions."""
+    return {name: metadata.version(name) for name in distributions}
 
 
 def environment() -> dict[str, Any]:
