@@ -1,8 +1,8 @@
-"""The test-time ensemble over masks, its uncertainty, and the mean predictor beside it."""
+"""The test-time ensemble over masks, and the mean predictor beside it."""
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,67 +10,59 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lodrop_nn.adapter import mask_bank
-from lodrop_nn.masks.settings import check_count
+from lodrop_nn.adapter.attach import adapter_layers, mask_bank
+from lodrop_nn.config import MaskLaw
+from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.predict.late_tiling import FrozenPrefix
+from lodrop_nn.predict.memory import in_chunks, members_per_pass
+from lodrop_nn.predict.prediction import EnsemblePrediction
 from lodrop_nn.train.tiling import tile_batch
 
 _NOT_INPUTS = frozenset({"labels", "index"})
 
 
-@dataclass(frozen=True)
-class EnsemblePrediction:
-    """What the members of an ensemble say about each example.
+@contextmanager
+def ensemble_mode(
+    model: PeftModel, n_masks: int, seed: int, adapter_name: str, mask_law: MaskLaw | None = None
+) -> Iterator[MaskBank]:
+    """Evaluation mode with the masks of a seeded ensemble fixed.
 
-    The derived quantities are in float64; entropies are in nats. K is the number of classes (for
-    a language model the vocabulary, and each example then has an axis of tokens before it).
+    Args:
+        model: A model whose adapter has LoRA Dropout.
+        n_masks: N >= 1, members of the ensemble.
+        seed: Seed >= 0 of the members' masks.
+        adapter_name: The adapter whose masks are meant.
+        mask_law: How the members depend on each other; None takes the adapter's own law.
 
-    Attributes:
-        member_logits: Logits of each member, as the model computed them.
+    Yields:
+        The adapter's masks.
 
-    Example:
-        Two members that are sure of opposite answers leave all uncertainty to the masks:
-
-        >>> sure = torch.tensor([[[200.0, 0.0]], [[0.0, 200.0]]])
-        >>> prediction = EnsemblePrediction(sure)
-        >>> prediction.mean_probabilities.tolist(), prediction.variance.tolist()
-        ([[0.5, 0.5]], [[0.25, 0.25]])
-        >>> bool(prediction.mutual_information == prediction.predictive_entropy)
-        True
+    Raises:
+        ValueError: If an argument is outside its range, or the adapter has no LoRA Dropout or
+            would have no effect.
     """
+    bank = mask_bank(model, adapter_name)
+    check_in_use(model, adapter_name)
+    with evaluation_mode(model), bank.fixed(n_masks, seed, mask_law):
+        yield bank
 
-    member_logits: Float[Tensor, "n_masks b *tokens K"]
 
-    @property
-    def member_probabilities(self) -> Float[Tensor, "n_masks b *tokens K"]:
-        """Probabilities of each member."""
-        return self.member_logits.double().softmax(-1)
+def check_in_use(model: PeftModel, adapter_name: str) -> None:
+    """Refuse a model whose forward pass would not show the masks of an adapter.
 
-    @property
-    def mean_probabilities(self) -> Float[Tensor, "b *tokens K"]:
-        """The ensemble's prediction: probabilities averaged over members."""
-        return self.member_probabilities.mean(0)
-
-    @property
-    def mean_logits(self) -> Float[Tensor, "b *tokens K"]:
-        """Logits averaged over members: the geometric instead of the arithmetic mean."""
-        return self.member_logits.double().mean(0)
-
-    @property
-    def variance(self) -> Float[Tensor, "b *tokens K"]:
-        """Variance over members of each probability (divisor N, so 0 for one member)."""
-        return self.member_probabilities.var(0, correction=0)
-
-    @property
-    def predictive_entropy(self) -> Float[Tensor, "b *tokens"]:
-        """Entropy of the averaged prediction, in [0, ln K]: the total uncertainty."""
-        return torch.special.entr(self.mean_probabilities).sum(-1)
-
-    @property
-    def mutual_information(self) -> Float[Tensor, "b *tokens"]:
-        """Predictive entropy less the members' mean entropy, >= 0: the share due to the masks."""
-        member_entropy = torch.special.entr(self.member_probabilities).sum(-1)
-        # Not negative by Jensen; rounding may say otherwise where members agree.
-        return (self.predictive_entropy - member_entropy.mean(0)).clamp_min(0.0)
+    Raises:
+        ValueError: If the adapter is not active, or merged into the base weights.
+    """
+    if adapter_name not in model.active_adapters:
+        raise ValueError(
+            f"`adapter_name` must be an active adapter, one of {model.active_adapters}, got "
+            f"{adapter_name!r}: call `model.set_adapter({adapter_name!r})` first."
+        )
+    if any(adapter_name in x.merged_adapters for x in adapter_layers(model, adapter_name).values()):
+        raise ValueError(
+            f"adapter {adapter_name!r} is merged into the base weights, where masks do not reach "
+            "it: call `model.unmerge_adapter()` first."
+        )
 
 
 @contextmanager
@@ -92,47 +84,79 @@ def ensemble_predict(
     n_masks: int,
     seed: int,
     adapter_name: str = "default",
+    mask_law: MaskLaw | None = None,
     chunk: int | None = None,
 ) -> EnsemblePrediction:
     """Predict a batch with each member of a seeded ensemble over masks.
 
-    Member i is the same adapter for every batch, and the first members of a larger ensemble are
-    those of a smaller one. Only the masks are random: the rest of the model is in evaluation mode,
-    and the modes of all modules come back at the end.
+    Member i is the same adapter for every batch. Only the masks are random: the rest of the model
+    is in evaluation mode, and the modes of all modules come back at the end. What lies below the
+    first adapted block is computed once for all members
+    (:class:`~lodrop_nn.predict.late_tiling.FrozenPrefix`).
 
     Args:
         model: A model whose adapter has LoRA Dropout; with p = 0 all members agree.
         batch: What the model reads, one row per example. ``labels`` and ``index`` are left out.
         n_masks: N >= 1, members of the ensemble.
         seed: Seed >= 0 of the members' masks.
-        adapter_name: The adapter whose masks are meant.
-        chunk: Members per forward pass, >= 1; None takes all at once. It changes memory and time,
-            and the result within rounding.
+        adapter_name: The adapter whose masks are meant; it must be active and not merged.
+        mask_law: How the members depend on each other; None takes the adapter's own law.
+        chunk: Members per forward pass, >= 1; None chooses by memory and cache. Where they do not
+            fit, fewer are taken. It changes memory and time, and the result within rounding.
 
     Returns:
         The members' logits and what follows from them.
 
     Raises:
-        ValueError: If an argument is outside its range, the adapter has no LoRA Dropout, or the
-            batch cannot be tiled.
+        ValueError: If an argument is outside its range, the adapter has no LoRA Dropout or would
+            have no effect, or the batch cannot be tiled.
 
     Source:
         Lin et al. (2024), arXiv:2404.09610, Eq. (8), which averages outputs; here the averaged
         probabilities are the ensemble's prediction.
     """
-    check_count("n_masks", n_masks)
-    chunk = n_masks if chunk is None else chunk
-    check_count("chunk", chunk)
-    bank = mask_bank(model, adapter_name)
-    inputs = _model_inputs(model, batch)
-    logits = []
-    with torch.no_grad(), evaluation_mode(model), bank.fixed(n_masks, seed):
-        for start in range(0, n_masks, chunk):
-            stop = min(start + chunk, n_masks)
-            with bank.members(start, stop):
-                output = _logits(model(**tile_batch(inputs, stop - start)))
-            logits.append(output.unflatten(0, (stop - start, -1)))
+    inputs = one_pass_inputs(model, batch)
+    with torch.no_grad(), ensemble_mode(model, n_masks, seed, adapter_name, mask_law) as bank:
+        prefix = FrozenPrefix.below_the_adapter(model, bank)
+        chunk = members_per_pass(model, inputs, n_masks) if chunk is None else chunk
+        logits = list(
+            member_chunks(model, bank, prefix, inputs, n_masks=n_masks, chunk=chunk, read=_logits)
+        )
     return EnsemblePrediction(torch.cat(logits))
+
+
+def member_chunks(
+    model: PeftModel,
+    bank: MaskBank,
+    prefix: FrozenPrefix,
+    inputs: Mapping[str, Any],
+    *,
+    n_masks: int,
+    chunk: int,
+    read: Callable[[Any], Tensor],
+) -> Iterator[Tensor]:
+    """What the members of fixed masks return for a batch, some members at a time.
+
+    Args:
+        model: Adapted model, in evaluation mode.
+        bank: The masks of its adapter, ``n_masks`` of which are fixed.
+        prefix: What the members share.
+        inputs: What the model reads, b rows.
+        n_masks: N >= 1.
+        chunk: Members per pass, >= 1.
+        read: Makes a tensor with one row per row of the pass from the model's output.
+
+    Yields:
+        Tensors of shape (members, b, ...), in the order of the members.
+    """
+
+    def run(start: int, stop: int) -> Tensor:
+        n_copies = stop - start
+        with bank.members(start, stop), prefix.shared(n_copies, keep=n_copies < n_masks):
+            output = read(model(**tile_batch(inputs, n_copies)))
+        return output.unflatten(0, (n_copies, -1))
+
+    yield from in_chunks(n_masks, chunk, run)
 
 
 def mean_predict(
@@ -149,21 +173,40 @@ def mean_predict(
         The model's logits; the modes of all modules come back at the end.
 
     Raises:
-        ValueError: If the adapter has no LoRA Dropout.
+        ValueError: If the adapter has no LoRA Dropout or would have no effect.
     """
     bank = mask_bank(model, adapter_name)
+    check_in_use(model, adapter_name)
     with torch.no_grad(), evaluation_mode(model), bank.off():
-        return _logits(model(**_model_inputs(model, batch)))
+        return _logits(model(**one_pass_inputs(model, batch)))
 
 
-def _model_inputs(model: PeftModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a batch that the model reads, on the device of its first parameter."""
+def model_inputs(model: PeftModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a batch that the model reads, on the device of its first parameter.
+
+    Args:
+        model: The model.
+        batch: Its inputs, and perhaps ``labels`` and ``index``.
+    """
     device = next(model.parameters()).device
     return {
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
         if name not in _NOT_INPUTS
     }
+
+
+def one_pass_inputs(model: PeftModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model reads of a batch in a pass that no other continues: without a cache.
+
+    Args:
+        model: The model.
+        batch: Its inputs, and perhaps ``labels`` and ``index``.
+    """
+    inputs = model_inputs(model, batch)
+    if "use_cache" in inspect.signature(model.get_base_model().forward).parameters:
+        inputs.setdefault("use_cache", False)
+    return inputs
 
 
 def _logits(output: Any) -> Tensor:

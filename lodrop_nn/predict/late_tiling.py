@@ -2,10 +2,11 @@
 
 Masks act in adapted layers only, so the hidden states that enter the first adapted block are the
 same for all members, and so are the base outputs of the layers that read them. Both are computed
-once per batch and repeated.
+once per batch and repeated. Where that is possible is guessed from the structure of a model; that
+it was right is seen in the data, call by call, so no model is computed wrongly.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,107 +14,197 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers.pytorch_utils import Conv1D
 
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.train.tiling import tile_batch
 
+# Containers whose modules run one after the other.
+_STACKS = (nn.ModuleList, nn.Sequential)
+
 
 class FrozenPrefix:
-    """The blocks of a transformer below its first adapted one.
+    """The blocks of a model below its first adapted one, in each of its stacks of blocks.
 
-    :meth:`record` keeps what they hand on during one pass over a batch; :meth:`replay` makes the
-    next pass, over the same batch tiled N times, start from N copies of it. All that lies around
-    the blocks (embeddings, attention masks, position codes, pooling) runs as usual on the tiled
-    batch, so any model built of blocks in sequence is served. An empty prefix does nothing.
+    During :meth:`shared` a block whose inputs are N copies of the same rows reads one of them and
+    hands on N copies of its output; any other call runs as usual. So encoders, decoders (with
+    their caches), encoder-decoders and models of an unknown kind are served alike, and all that
+    lies around the blocks (embeddings, attention masks, position codes, pooling) runs on the tiled
+    batch. In evaluation mode a block is taken to be a function that maps each row by itself.
 
     Args:
-        blocks: The modules, in the order in which they run; each maps hidden states, its first
-            argument, to hidden states.
-        first_adapted: The block after them, or None.
+        blocks: The modules, in the order in which they run.
+        first_adapted: The blocks after them, of whose layers those that read equal copies are
+            computed once too.
     """
 
-    def __init__(self, blocks: list[nn.Module], first_adapted: nn.Module | None = None) -> None:
-        self.blocks = blocks
-        self.first_adapted = first_adapted
-        self._states: Tensor | None = None
+    def __init__(
+        self, blocks: Sequence[nn.Module], first_adapted: Sequence[nn.Module] = ()
+    ) -> None:
+        self.blocks = list(blocks)
+        self.first_adapted = list(first_adapted)
+        self._known: dict[nn.Module, _Known] = {}
 
     @classmethod
     def below_the_adapter(cls, model: PeftModel, bank: MaskBank) -> "FrozenPrefix":
-        """The prefix of a model, empty where its structure is not known.
+        """The prefix of a model: what runs, in each stack, before the first adapted block.
 
-        Known is: all adapted layers lie in one list of blocks, from which those below the first
-        adapted one are taken.
+        A stack without any adapted layer belongs to it as a whole: the encoder of an
+        encoder-decoder, say, whose decoder alone is adapted.
 
         Args:
             model: Adapted model.
             bank: The masks of its adapter.
         """
-        adapted = [layer.name for layer in bank.layers]
-        for name, module in model.named_modules():
-            if isinstance(module, nn.ModuleList) and all(
-                other.startswith(f"{name}.") for other in adapted
-            ):
-                places = [other.removeprefix(f"{name}.").split(".")[0] for other in adapted]
-                first = min(map(int, places), default=0)
-                return cls(list(module[:first]), module[first])
-        return cls([])
+        prefix = cls([])
+        prefix._collect(model, "", [f"{layer.name}." for layer in bank.layers])
+        return prefix
+
+    def _collect(self, module: nn.Module, path: str, adapted: Sequence[str]) -> None:
+        for name, child in module.named_children():
+            child_path = f"{path}{name}."
+            is_adapted = any(layer.startswith(child_path) for layer in adapted)
+            if isinstance(module, _STACKS):
+                if not is_adapted:
+                    self.blocks.append(child)
+                    continue
+                self.first_adapted.append(child)
+            if child_path not in adapted:
+                self._collect(child, child_path, adapted)
+            if isinstance(module, _STACKS):
+                return  # what comes after reads what differs among members
 
     @contextmanager
-    def record(self) -> Iterator[None]:
-        """Keep the output of the last block during one pass."""
-        if not self.blocks:
-            yield
-            return
+    def shared(self, n_copies: int, *, keep: bool = True) -> Iterator[None]:
+        """Compute the blocks once during passes over a batch that is tiled ``n_copies`` times.
 
-        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._states = output if isinstance(output, Tensor) else None
-
-        handle = self.blocks[-1].register_forward_hook(keep)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    @contextmanager
-    def replay(self, n_masks: int) -> Iterator[None]:
-        """Skip the blocks during the next pass and hand on N copies of the recorded output."""
-        states, self._states = self._states, None
-        if states is None:  # no blocks, or blocks that return something else than hidden states
-            yield
-            return
-        copies = _repeat(states, n_masks)
+        Args:
+            n_copies: N >= 1, instances of each row in the passes.
+            keep: Whether to remember what the blocks computed, for later contexts in which they
+                are given the same rows. They leave the key-value cache of such a pass empty: keep
+                nothing where a sequence will be continued.
+        """
+        copies = _Copies(n_copies)
         with ExitStack() as stack:
             for block in self.blocks:
-                stack.enter_context(_forward_replaced(block, lambda *args, **kwargs: copies))
-            if self.first_adapted is not None:
-                for module in self.first_adapted.modules():
-                    if type(module) is nn.Linear:
-                        once = _OncePerCopy(module.forward, n_masks)
-                        stack.enter_context(_forward_replaced(module, once))
+                once = _BlockOnce(block, copies, self._known, keep)
+                stack.enter_context(_forward_replaced(block, once))
+            for block in self.first_adapted:
+                for module in block.modules():
+                    if type(module) in (nn.Linear, Conv1D):
+                        layer = _LayerOnce(module.forward, copies)
+                        stack.enter_context(_forward_replaced(module, layer))
             yield
 
 
-class _OncePerCopy:
+class _Copies:
+    """Knows of which rows a tensor holds N copies."""
+
+    def __init__(self, n_copies: int) -> None:
+        self.n_copies = n_copies
+        # Weak, or the hidden states of all blocks would stay in memory until the pass ends.
+        self._rows = WeakTensorKeyDictionary()
+
+    def rows(self, tensor: Tensor) -> Tensor | None:
+        """The rows whose copies the tensor holds, None if its parts differ."""
+        if self.n_copies == 1:
+            return tensor
+        if tensor not in self._rows:
+            parts = tensor.unflatten(0, (self.n_copies, -1))
+            # Behind a mask they differ: two of them tell, and spare the full comparison.
+            equal = torch.equal(parts[0], parts[-1]) and bool((parts == parts[0]).all())
+            self._rows[tensor] = parts[0] if equal else None
+        return self._rows[tensor]
+
+    def of(self, rows: Tensor) -> Tensor:
+        """N copies of rows."""
+        if self.n_copies == 1:
+            return rows
+        tensor = rows.repeat(self.n_copies, *[1] * (rows.dim() - 1))
+        self._rows[tensor] = rows
+        return tensor
+
+
+class _Known:
+    """One call of a block: the leaves of its arguments, and what it returned."""
+
+    def __init__(self, leaves: Sequence[Any], output: Any) -> None:
+        self.leaves, self.output = leaves, output
+
+    def fits(self, leaves: Sequence[Any]) -> bool:
+        return len(leaves) == len(self.leaves) and all(map(_same, leaves, self.leaves))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    # Objects without a value of their own (a cache that each pass makes anew) count by their type.
+    return type(a) is type(b) and (not isinstance(a, bool | int | float | str) or a == b)
+
+
+class _BlockOnce:
+    """A block that computes N equal copies of the same rows once."""
+
+    def __init__(
+        self, block: nn.Module, copies: _Copies, known: dict[nn.Module, _Known], keep: bool
+    ) -> None:
+        self.block, self.forward = block, block.forward
+        self.copies, self.known, self.keep = copies, known, keep
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, structure = tree_flatten((args, kwargs))
+        height = next((leaf.shape[0] for leaf in leaves if _has_rows(leaf)), 0)
+        if height == 0 or height % self.copies.n_copies:
+            return self.forward(*args, **kwargs)
+        for place, leaf in enumerate(leaves):
+            if _has_rows(leaf) and leaf.shape[0] == height:
+                leaves[place] = self.copies.rows(leaf)
+                if leaves[place] is None:
+                    return self.forward(*args, **kwargs)
+        output = self._output(leaves, structure)
+        n_rows = height // self.copies.n_copies
+
+        def repeat(tensor: Tensor) -> Tensor:
+            fits = tensor.dim() > 0 and tensor.shape[0] == n_rows
+            return self.copies.of(tensor) if fits else tensor
+
+        return tree_map_only(Tensor, repeat, output)
+
+    def _output(self, leaves: list[Any], structure: Any) -> Any:
+        known = self.known.get(self.block)
+        if known is not None and known.fits(leaves):
+            return known.output
+        args, kwargs = tree_unflatten(leaves, structure)
+        output = self.forward(*args, **kwargs)
+        if self.keep:
+            self.known[self.block] = _Known(leaves, output)
+        return output
+
+
+def _has_rows(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+class _LayerOnce:
     """A map of rows that computes N equal copies of the same rows once."""
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], n_masks: int) -> None:
-        self.forward, self.n_masks = forward, n_masks
+    def __init__(self, forward: Callable[[Tensor], Tensor], copies: _Copies) -> None:
+        self.forward, self.copies = forward, copies
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        if rows.shape[0] % self.n_masks == 0:
-            copies = rows.unflatten(0, (self.n_masks, -1))
-            # Behind a mask the copies differ: two of them tell, and spare the full comparison.
-            if torch.equal(copies[0], copies[-1]) and bool((copies == copies[0]).all()):
-                return _repeat(self.forward(copies[0]), self.n_masks)
-        return self.forward(rows)
-
-
-def _repeat(rows: Tensor, n_masks: int) -> Tensor:
-    return rows.repeat(n_masks, *[1] * (rows.dim() - 1))
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.copies.n_copies > 1 and x.dim() > 1 and x.shape[0] % self.copies.n_copies == 0:
+            rows = self.copies.rows(x)
+            if rows is not None:
+                return self.copies.of(self.forward(rows))
+        return self.forward(x)
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """An instance attribute shadows the method of the class; one that was there comes back."""
     own = vars(module).get("forward")
     vars(module)["forward"] = forward
@@ -150,8 +241,8 @@ def mean_and_member_logits(
     Returns:
         Logits of the mean predictor and of the members.
     """
-    with bank.off(), prefix.record():
+    with bank.off(), prefix.shared(1):
         mean = model(**inputs).logits
-    with bank.fixed(n_masks=n_masks, seed=seed), prefix.replay(n_masks):
+    with bank.fixed(n_masks=n_masks, seed=seed), prefix.shared(n_masks):
         members = model(**tile_batch(inputs, n_masks)).logits
     return mean, torch.unflatten(members, 0, (n_masks, -1))

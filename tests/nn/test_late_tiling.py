@@ -98,11 +98,11 @@ def test_base_layers_of_the_first_adapted_block_see_each_row_once(kind: str) -> 
     model.eval()
     inputs = inputs_of(padded_batches(4)[0])
     prefix = FrozenPrefix.below_the_adapter(model, bank)
-    assert prefix.first_adapted is not None
+    (first_adapted,) = prefix.first_adapted
     rows = []
     projection = next(
         module
-        for name, module in prefix.first_adapted.named_modules()
+        for name, module in first_adapted.named_modules()
         if name.endswith(("query.base_layer", "q_proj.base_layer"))
     )
     original = projection.forward
@@ -121,38 +121,75 @@ def test_the_model_is_left_as_it_was(kind: str) -> None:
     model.eval()
     prefix = FrozenPrefix.below_the_adapter(model, bank)
     inputs = inputs_of(padded_batches(4)[0])
-    with prefix.record(), bank.off():
+    with prefix.shared(1), bank.off():
         expected = model(**inputs).logits
 
-    with pytest.raises(RuntimeError, match="stop"), prefix.replay(3):
+    with pytest.raises(RuntimeError, match="stop"), prefix.shared(3):
         raise RuntimeError("stop")
 
     assert not any("forward" in vars(module) for module in model.modules())
     torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=0)
 
 
-def test_unknown_structures_have_no_prefix() -> None:
+def test_blocks_below_the_adapter_are_the_prefix() -> None:
     everywhere, bank = adapted_classifier("bert", 0.4, adapted_layers=None)
-    assert FrozenPrefix.below_the_adapter(everywhere, bank).blocks == []
+    prefix = FrozenPrefix.below_the_adapter(everywhere, bank)
+    layers = everywhere.get_base_model().bert.encoder.layer
+    assert prefix.blocks == []
+    assert prefix.first_adapted == [layers[0]]
 
     partly, bank = adapted_classifier("bert", 0.4, adapted_layers=(2,))
-    assert len(FrozenPrefix.below_the_adapter(partly, bank).blocks) == 2
-    bank.register("base_model.model.somewhere.else", in_features=2, out_features=2)
-    assert FrozenPrefix.below_the_adapter(partly, bank).blocks == []
+    prefix = FrozenPrefix.below_the_adapter(partly, bank)
+    layers = partly.get_base_model().bert.encoder.layer
+    assert prefix.blocks == list(layers[:2])
+    assert prefix.first_adapted == [layers[2]]
 
 
-def test_blocks_that_return_tuples_are_not_skipped() -> None:
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, None]:
-            return 2 * x, None
+class Pair(nn.Module):
+    """A block that returns a tuple and counts the rows that it reads."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, None]:
+        self.rows.append(len(x))
+        return (2 * x if shift is None else 2 * x + shift), None
+
+
+def test_blocks_that_return_tuples_are_computed_once() -> None:
     block = Pair()
     prefix = FrozenPrefix([block])
-    with prefix.record():
-        block(torch.ones(1))
+    rows = torch.tensor([[1.0], [5.0]])
+    with prefix.shared(1):
+        block(rows)
+    with prefix.shared(3):
+        output, nothing = block(rows.repeat(3, 1))
+    assert output.flatten().tolist() == [2.0, 10.0] * 3
+    assert nothing is None
+    assert block.rows == [2]
+    with prefix.shared(3, keep=False):
+        block(2 * rows.repeat(3, 1))
+    with prefix.shared(1):
+        assert block(2 * rows)[0].flatten().tolist() == [4.0, 20.0]
+    assert block.rows == [2, 2, 2]
 
-    with prefix.replay(3):
-        assert block(torch.ones(3))[0].tolist() == [2.0, 2.0, 2.0]
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_calls_whose_rows_are_no_copies_run_as_usual(keep: bool) -> None:
+    """Whatever the guess from the structure was: what a block reads decides."""
+    block = Pair()
+    prefix = FrozenPrefix([block])
+    x, shift = torch.ones(2, 1), torch.tensor([[1.0], [2.0]])
+    for other in (2 * x, x):  # the second is known from the first context, its shift is not
+        with prefix.shared(1, keep=keep):
+            block(x, shift)
+        tiled, shifts = other.repeat(2, 1), torch.arange(4.0)[:, None]
+        with prefix.shared(2, keep=keep):
+            assert torch.equal(block(tiled, shifts)[0], 2 * tiled + shifts)
+            once = block(tiled, shift.repeat(2, 1))[0]
+            assert torch.equal(once, 2 * tiled + shift.repeat(2, 1))
+    assert block.rows == [2, 4, 2] * 2 if not keep else [2, 4, 2, 2, 4]
 
 
 def test_first_token_only_keeps_values_and_gradients() -> None:
