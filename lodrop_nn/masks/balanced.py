@@ -52,9 +52,10 @@ def balanced_masks(
     """
     check_count("n_masks", n_masks)
     check_rates(rates)
-    # As for i.i.d. masks: training may read them outside a surrounding `torch.inference_mode()`.
-    with torch.inference_mode(False):
-        return spread(n_masks, rates, partial(torch.rand, generator=generator, device="cpu"))
+    # As for i.i.d. masks: neither a surrounding `torch.inference_mode()` nor a default device
+    # reaches masks that training will read later.
+    with torch.inference_mode(False), torch.device("cpu"):
+        return spread(n_masks, rates, partial(torch.rand, generator=generator))
 
 
 def check_rates(rates: Tensor) -> None:

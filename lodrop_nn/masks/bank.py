@@ -57,6 +57,12 @@ class MaskBank:
         self._fixed: Draw | None = None
         self._hooks: list[RemovableHandle] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        # `merge_and_unload` leaves hooks on the base model, and so the bank; the handles of those
+        # on PEFT's wrappers, which are gone by then, can be neither copied nor pickled.
+        alive = [handle for handle in self._hooks if handle.hooks_dict_ref() is not None]
+        return {**vars(self), "_hooks": alive}
+
     def __repr__(self) -> str:
         return f"MaskBank({self.settings}, n_layers={len(self._layers)})"
 

@@ -87,9 +87,10 @@ def orthogonal_masks(
             "`sides` must be 0 or 1 and `layers` >= 0, "
             f"got {sides.unique().tolist()!r} and a smallest layer of {int(layers.min())}."
         )
-    # As for i.i.d. masks: training may read them outside a surrounding `torch.inference_mode()`.
-    with torch.inference_mode(False):
-        uniform = partial(torch.rand, generator=generator, device="cpu")
+    # As for i.i.d. masks: neither a surrounding `torch.inference_mode()` nor a default device
+    # reaches masks that training will read later.
+    with torch.inference_mode(False), torch.device("cpu"):
+        uniform = partial(torch.rand, generator=generator)
         return _orthogonal(n_masks, rates, sides.long(), layers.long(), uniform)
 
 

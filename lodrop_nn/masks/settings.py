@@ -1,7 +1,7 @@
 """What defines the masks of an adapter."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, cast, get_args
@@ -83,6 +83,8 @@ class MaskSettings:
             ``"orthogonal"`` (:mod:`lodrop_nn.masks.orthogonal`).
         rescale: Whether kept coordinates are divided by 1 - p.
         seed: Seed >= 0 of the training masks, or None.
+        mask_embeddings: Whether embedding layers are masked, whose inputs are vocabulary entries;
+            else they stay plain LoRA.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -105,6 +107,7 @@ class MaskSettings:
     mask_law: MaskLaw = field(default="iid", kw_only=True)
     rescale: bool = field(default=True, kw_only=True)
     seed: int | None = field(default=None, kw_only=True)
+    mask_embeddings: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dropout_rate", _checked_rate("dropout_rate", self.dropout_rate))
@@ -118,20 +121,36 @@ class MaskSettings:
                 "`n_masks` must be 1 when `mask_scope` is 'example' (each example already has a "
                 f"mask of its own), got {self.n_masks!r}."
             )
-        if not isinstance(self.rescale, bool):
-            raise ValueError(f"`rescale` must be True or False, got {self.rescale!r}.")
+        for name in ("rescale", "mask_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
         if self.seed is not None:
             check_seed("seed", self.seed)
 
     def rates_of(self, name: str) -> tuple[float, float]:
         """Rates (inputs, outputs) of the layer of that name."""
-        matching = (
-            rate
-            for pattern, rate in self.rate_pattern.items()
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)
-        )
+        matching = (rate for key, rate in self.rate_pattern.items() if _matches(key, name))
         rate = next(matching, self.dropout_rate)
         return rate if isinstance(rate, tuple) else (rate, rate)
+
+    def mean_factor(self, rate: Rate) -> float:
+        """Mean of the masked update over the stored update, in (0, 1], for such a rate."""
+        inputs, outputs = rate if isinstance(rate, tuple | list) else (rate, rate)
+        return 1.0 if self.rescale else (1.0 - inputs) * (1.0 - outputs)
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Refuse patterns that match none of these layers: a typo would go unnoticed.
+
+        Raises:
+            ValueError: Naming the patterns.
+        """
+        names = list(names)
+        idle = [key for key in self.rate_pattern if not any(_matches(key, x) for x in names)]
+        if idle:
+            raise ValueError(
+                "`rate_pattern` must have keys that match the end of the name of a masked layer, "
+                f"got {idle}, which match none of {len(names)} layers such as {names[0]!r}."
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON-able keyword arguments (pairs become lists)."""
@@ -143,7 +162,13 @@ class MaskSettings:
             "mask_law": self.mask_law,
             "rescale": self.rescale,
             "seed": self.seed,
+            "mask_embeddings": self.mask_embeddings,
         }
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a key of ``rate_pattern`` means the layer of that name."""
+    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
 
 
 def _checked_pattern(value: object) -> dict[str, Rate]:

@@ -92,5 +92,6 @@ def check_instances(x: Tensor, n_masks: int) -> None:
         raise ValueError(
             f"the leading dimension of `x` must be a multiple of the {n_masks} masks of this pass, "
             f"got shape {tuple(x.shape)}: tile the batch (lodrop_nn.train.tiling.tile_batch) or "
-            "use n_masks=1."
+            "use n_masks=1. An input that all rows share, as DeBERTa's relative positions, can "
+            "have one mask per pass: train with `backward_over_masks`, predict with `chunk=1`."
         )
