@@ -1,6 +1,5 @@
 """Masks on activations, for layers whose factors cannot be masked one instance at a time."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,6 +30,7 @@ def mask_activations(
         ValueError: If the leading dimension of ``x`` is not a multiple of ``n_masks``.
 
     Example:
+        >>> import torch
         >>> factors = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
         >>> mask_activations(torch.ones(2, 2), factors).tolist()
         [[0.0, 1.0], [2.0, 0.0]]

@@ -1,8 +1,11 @@
 """Attributes that hold other values for the time of a `with` block."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+
+from torch import nn
 
 
 class Overridden:
@@ -34,3 +37,37 @@ class Overridden:
     ) -> None:
         for (owner, _), values in zip(self._changes, self._saved.pop(), strict=True):
             vars(owner).update(values)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode comes back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else; its hooks stay.
+
+    Args:
+        module: The module.
+        forward: Takes the arguments of the module's forward pass.
+
+    Yields:
+        Nothing.
+    """
+    # An instance attribute shadows the method of the class; one that was there comes back.
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own

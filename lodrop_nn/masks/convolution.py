@@ -1,6 +1,5 @@
 """The low-rank update of a convolution under masks."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -42,6 +41,7 @@ def masked_convolution(
         ValueError: If there are several masks and the rows cannot be dealt out to them.
 
     Example:
+        >>> import torch
         >>> A, B = nn.Conv1d(2, 1, 3, bias=False), nn.Conv1d(1, 1, 1, bias=False)
         >>> columns, rows = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]])
         >>> bool(masked_convolution(torch.ones(4, 2, 5), A, B, columns, rows, 1.0).any())

@@ -52,7 +52,7 @@ def _checked_rate(name: str, value: object) -> Rate:
     parts = tuple(value) if isinstance(value, tuple | list) else (value, value)
     # The comparison is false for NaN.
     if len(parts) != 2 or not all(
-        isinstance(part, Real) and not isinstance(part, bool) and 0.0 <= part < 1.0
+        isinstance(part, Real) and not isinstance(part, bool) and 0.0 <= float(part) < 1.0
         for part in parts
     ):
         raise ValueError(

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lodrop_nn.masks.bank import MaskBank
-from lodrop_nn.predict.ensemble import evaluation_mode
+from lodrop_nn.masks.contexts import evaluation_mode
 from lodrop_nn.predict.first_token import first_token_only
 
 Batch = Mapping[str, Tensor]

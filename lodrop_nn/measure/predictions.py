@@ -10,13 +10,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.masks.contexts import evaluation_mode
 from lodrop_nn.measure.evaluation import (
     Batch,
     count_rows,
     model_inputs,
     only_tokens_read,
 )
-from lodrop_nn.predict.ensemble import evaluation_mode
 from lodrop_nn.predict.late_tiling import FrozenPrefix, mean_and_member_logits
 from lodrop_theory.records import PREDICTORS, Predictor
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from lodrop_nn.adapter.attach import adapter_layers, mask_bank
 from lodrop_nn.config import MaskLaw
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.masks.contexts import evaluation_mode
 from lodrop_nn.predict.late_tiling import FrozenPrefix
 from lodrop_nn.predict.memory import in_chunks, members_per_pass
 from lodrop_nn.predict.prediction import EnsemblePrediction
@@ -63,18 +64,6 @@ def check_in_use(model: PeftModel, adapter_name: str) -> None:
             f"adapter {adapter_name!r} is merged into the base weights, where masks do not reach "
             "it: call `model.unmerge_adapter()` first."
         )
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode comes back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def ensemble_predict(

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.pytorch_utils import Conv1D
 
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.masks.contexts import forward_replaced
 from lodrop_nn.train.tiling import tile_batch
 
 # Containers whose modules run one after the other.
@@ -90,12 +91,12 @@ class FrozenPrefix:
         with ExitStack() as stack:
             for block in self.blocks:
                 once = _BlockOnce(block, copies, self._known, keep)
-                stack.enter_context(_forward_replaced(block, once))
+                stack.enter_context(forward_replaced(block, once))
             for block in self.first_adapted:
                 for module in block.modules():
                     if type(module) in (nn.Linear, Conv1D):
                         layer = _LayerOnce(module.forward, copies)
-                        stack.enter_context(_forward_replaced(module, layer))
+                        stack.enter_context(forward_replaced(module, layer))
             yield
 
 
@@ -201,19 +202,6 @@ class _LayerOnce:
             if rows is not None:
                 return self.copies.of(self.forward(rows))
         return self.forward(x)
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """An instance attribute shadows the method of the class; one that was there comes back."""
-    own = vars(module).get("forward")
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if own is not None:
-            vars(module)["forward"] = own
 
 
 def mean_and_member_logits(

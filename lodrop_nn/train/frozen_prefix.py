@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lodrop_nn.adapter import kinds
 from lodrop_nn.data.examples import Batch
 from lodrop_nn.masks import MaskBank
-from lodrop_nn.predict.ensemble import evaluation_mode
+from lodrop_nn.masks.contexts import evaluation_mode
 
 
 def blocks_below(model: PeftModel) -> tuple[list[nn.Module], nn.Module]:

@@ -32,7 +32,8 @@ def masked_risk(
         \ell\bigl(f(x_i;\, \theta \odot m_j),\, y_i\bigr)
 
     One forward pass over the batch tiled N times, one mask per copy. Its gradient is the mean of
-    the N gradients that N passes would give.
+    the N gradients that N passes would give, which
+    :func:`~lodrop_nn.train.micro_steps.backward_over_masks` accumulates at the memory of one.
 
     Args:
         model: Adapter in training mode whose mask bank draws ``n_masks`` instances per pass.

@@ -4,18 +4,18 @@ No adapter reaches that part, so what it hands on for a row is the same in every
 mask, and for every adapter of the model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from lodrop_nn.data.examples import Batch, Examples, batches
+from lodrop_nn.masks.contexts import evaluation_mode, forward_replaced
 from lodrop_nn.masks.settings import check_count
-from lodrop_nn.predict.ensemble import evaluation_mode
 from lodrop_nn.train.frozen_prefix import blocks_below, check_frozen, check_undisturbed, enter
 
 
@@ -166,28 +166,6 @@ class _Stored:
 
 def _passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module compute something else; its hooks stay.
-
-    Args:
-        module: The module.
-        forward: Takes the arguments of the module's forward pass.
-
-    Yields:
-        Nothing.
-    """
-    # An instance attribute shadows the method of the class; one that was there comes back.
-    own = vars(module).get("forward")
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if own is not None:
-            vars(module)["forward"] = own
 
 
 def _some_rows(examples: Examples, rows: list[int]) -> Batch:

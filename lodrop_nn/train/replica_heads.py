@@ -9,7 +9,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from lodrop_nn.train.prefix_cache import forward_replaced
+from lodrop_nn.masks.contexts import forward_replaced
 
 
 def replica_heads(model: nn.Module, adapter_names: Sequence[str]) -> list[ModulesToSaveWrapper]:

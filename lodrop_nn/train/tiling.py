@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lodrop_nn.masks.hooks import is_packed
 from lodrop_nn.masks.settings import check_count
 
 
@@ -24,9 +25,8 @@ def tile_batch(batch: Mapping[str, Any], n_masks: int) -> dict[str, Any]:
         A new dictionary.
 
     Raises:
-        ValueError: If ``n_masks`` is outside its range or tensors differ in their leading
-            dimension: packed and variable-length inputs have no row per example, so their
-            instances cannot be told apart.
+        ValueError: If ``n_masks`` is outside its range, or the batch is packed or tensors differ
+            in their leading dimension: without a row per example instances cannot be told apart.
         TypeError: If a value is of a kind whose rows are not known.
 
     Source:
@@ -38,15 +38,29 @@ def tile_batch(batch: Mapping[str, Any], n_masks: int) -> dict[str, Any]:
         {'x': tensor([1, 2, 1, 2]), 'flag': True}
     """
     check_count("n_masks", n_masks)
-    rows = {
-        name: value.shape[0]
+    check_tileable(batch)
+    return {
+        name: value.repeat(n_masks, *[1] * (value.dim() - 1)) if _has_rows(value) else value
         for name, value in batch.items()
-        if isinstance(value, Tensor) and value.dim() > 0
     }
-    if len(set(rows.values())) > 1:
+
+
+def check_tileable(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch that does not hold one row per example in every tensor.
+
+    Args:
+        batch: What :func:`tile_batch` is to tile.
+
+    Raises:
+        ValueError: If the batch is packed or tensors differ in their leading dimension.
+        TypeError: If a value is of a kind whose rows are not known.
+    """
+    rows = {name: value.shape[0] for name, value in batch.items() if _has_rows(value)}
+    if len(set(rows.values())) > 1 or is_packed(batch):
         raise ValueError(
             "`batch` must hold one row per example in every tensor, got leading dimensions "
-            f"{rows}: packed or variable-length inputs cannot be tiled; use n_masks=1."
+            f"{rows}: packed or variable-length inputs cannot be tiled; pass the masks one after "
+            "the other (`mask_passes='micro'`) or use n_masks=1."
         )
     for name, value in batch.items():
         if not (value is None or isinstance(value, Tensor | Number | str)):
@@ -54,7 +68,7 @@ def tile_batch(batch: Mapping[str, Any], n_masks: int) -> dict[str, Any]:
                 f"`batch[{name!r}]` must be a tensor, a number, text or None, got "
                 f"{type(value).__name__}."
             )
-    return {
-        name: value.repeat(n_masks, *[1] * (value.dim() - 1)) if name in rows else value
-        for name, value in batch.items()
-    }
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0

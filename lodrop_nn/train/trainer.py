@@ -1,11 +1,16 @@
 """LoRA Dropout under ``transformers.Trainer``."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch.utils.data import DataLoader, IterableDataset
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from lodrop_nn.adapter import mask_bank
+from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.train.callbacks import LoraDropoutCallback, training_bank
+from lodrop_nn.train.micro_steps import MaskPasses, check_mask_passes, choose_passes
 from lodrop_nn.train.tiling import tile_batch
 
 if TYPE_CHECKING:  # a mixin: the trainer is whatever it is mixed into
@@ -13,71 +18,120 @@ if TYPE_CHECKING:  # a mixin: the trainer is whatever it is mixed into
 else:
     _Trainer = object
 
-Collator = Callable[[list[Any]], dict[str, Any]]
-
-
-class TilingCollator:
-    """A collator whose batches hold their examples once per mask.
-
-    Args:
-        collator: Makes a batch of examples.
-        n_masks: Number of instances, >= 1.
-    """
-
-    def __init__(self, collator: Collator, n_masks: int) -> None:
-        self.collator = collator
-        self.n_masks = n_masks
-
-    def __call__(self, examples: list[Any]) -> dict[str, Any]:
-        """The tiled batch; see :func:`lodrop_nn.train.tiling.tile_batch`."""
-        return tile_batch(self.collator(examples), self.n_masks)
-
 
 class LoraDropoutTrainerMixin(_Trainer):
-    """Tiles the training batches of a ``transformers.Trainer``, N instances per example.
+    """Lets each training step of a ``transformers.Trainer`` average over the N masks of its model.
 
-    ``class MyTrainer(LoraDropoutTrainerMixin, Trainer)`` is all it takes; N is that of the model's
-    masks. Only training batches are tiled, and before the trainer counts them: tiling inside the
-    model makes losses of language models N times too large (their divisor is counted on the
-    batch), and a tiling ``data_collator`` would also tile evaluation.
+    ``class MyTrainer(LoraDropoutTrainerMixin, Trainer)`` is all it takes, as with any trainer that
+    derives from it (TRL's ``SFTTrainer``). Batches are tiled in the training step, after the
+    trainer has counted, dealt out and logged them: evaluation stays as it is, the loss of a
+    language model keeps its divisor (times N), and ``per_device_train_batch_size`` counts
+    examples. In micro-steps the step runs N times, with one mask and an N-th of the gradient each.
 
-    ``per_device_train_batch_size`` counts examples; a pass then holds N times as many rows.
+    A :class:`~lodrop_nn.train.callbacks.LoraDropoutCallback` comes with it, for resumed trainings;
+    give one with a schedule among the trainer's ``callbacks`` to change the rates over time.
 
     Attributes:
         lora_dropout_adapter: The adapter whose masks are meant.
+        mask_passes: ``"tiled"``, ``"micro"``, or ``"auto"`` to choose by the size of each batch
+            (:func:`lodrop_nn.train.micro_steps.choose_passes`); several processes, which must
+            choose alike, then take micro-steps.
     """
 
     lora_dropout_adapter: str = "default"
-    data_collator: Any
+    mask_passes: MaskPasses = "auto"
+    _lora_dropout_bank: MaskBank | None = None
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
-        """The trainer's training batches, tiled.
+        """The trainer's training batches.
 
         Raises:
-            ValueError: If the adapter has no LoRA Dropout, or the rows of a batch would be dealt
-                out to several devices, which breaks instances apart.
+            ValueError: If the adapter has no LoRA Dropout, ``mask_passes`` is unknown, or one
+                process drives several devices.
         """
         # Asking for the bank also gives an adapter made from a LoraDropoutConfig its one bank.
-        model = self.accelerator.unwrap_model(self.model)
-        n_masks = mask_bank(model, self.lora_dropout_adapter).n_masks
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"`Trainer` would split each batch over {self.args.n_gpu} devices of one process "
-                "(DataParallel): start one process per device, or let it see one device only."
+        self._lora_dropout_bank = training_bank(self.args, self.model, self.lora_dropout_adapter)
+        check_mask_passes(self.mask_passes)
+        self._callback().passes_are_made = True
+        return super().get_train_dataloader()
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Accumulate the gradient of one batch, averaged over the masks; returns its loss.
+
+        Raises:
+            NotImplementedError: If DeepSpeed is to train in micro-steps.
+        """
+        bank = self._lora_dropout_bank
+        if bank is None or bank.n_masks == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        n_masks = bank.n_masks
+        if self._passes_of(inputs, n_masks) == "tiled":
+            n_items = None if num_items_in_batch is None else num_items_in_batch * n_masks
+            return super().training_step(model, tile_batch(inputs, n_masks), n_items)
+        if self.is_deepspeed_enabled:
+            raise NotImplementedError(
+                "`mask_passes='micro'` does not work under DeepSpeed, whose engine steps the "
+                "optimizer in the backward pass: use `mask_passes='tiled'`, or n_masks=1."
             )
-        if n_masks == 1:
-            return super().get_train_dataloader()
-        dispatch = self.args.accelerator_config.dispatch_batches
-        if dispatch is None:
-            dispatch = isinstance(self.train_dataset, IterableDataset)
-        if dispatch and self.args.world_size > 1:
-            raise ValueError(
-                "`dispatch_batches` deals the rows of a tiled batch out to processes: set "
-                "`accelerator_config={'dispatch_batches': False}` or use n_masks=1."
-            )
-        collator = self.data_collator
-        self.data_collator = TilingCollator(collator, n_masks)
+        losses = []
+        for index in range(n_masks):
+            last = index == n_masks - 1
+            synchronized = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            with bank.micro_pass(index), synchronized, self._share_of(n_masks):
+                losses.append(super().training_step(model, inputs, num_items_in_batch))
+        return torch.stack(losses).mean()
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Operations of the step on a batch that is not tiled: N times those of one pass."""
+        n_masks = 1 if self._lora_dropout_bank is None else self._lora_dropout_bank.n_masks
+        return n_masks * super().floating_point_ops(inputs)
+
+    def _passes_of(self, inputs: Mapping[str, Any], n_masks: int) -> Literal["tiled", "micro"]:
+        # Ranks with batches of different lengths must still pass equally often: sharded layers
+        # and the metrics of some trainers communicate in each pass.
+        if self.mask_passes == "auto" and self.args.world_size > 1:
+            return "micro"
+        return choose_passes(inputs, n_masks, self.mask_passes)
+
+    def _callback(self) -> LoraDropoutCallback:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, LoraDropoutCallback):
+                return callback
+        callback = LoraDropoutCallback(adapter_name=self.lora_dropout_adapter)
+        self.add_callback(callback)
+        return callback
+
+    @contextlib.contextmanager
+    def _share_of(self, n_masks: int) -> Iterator[None]:
+        """Scales gradients where the trainer asks for them: losses may be computed anywhere.
+
+        Raises:
+            RuntimeError: If it never asks.
+        """
+        accelerator, n_calls = self.accelerator, 0
+        saved = vars(accelerator).get("backward")
+        whole = accelerator.backward
+
+        def share(loss: Tensor, **kwargs: Any) -> None:
+            nonlocal n_calls
+            n_calls += 1
+            whole(loss / n_masks, **kwargs)
+
+        accelerator.backward = share
         try:
-            return super().get_train_dataloader()
+            yield
         finally:
-            self.data_collator = collator
+            if saved is None:
+                del accelerator.backward
+            else:
+                accelerator.backward = saved
+        if not n_calls:
+            raise RuntimeError(
+                "`mask_passes='micro'` needs a `training_step` that calls `accelerator.backward`, "
+                f"which that of {type(self).__name__} does not: use `mask_passes='tiled'`."
+            )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lodrop_nn.masks import MaskBank
 from lodrop_nn.measure.calibration import brier_scores, calibration_error
-from lodrop_nn.predict.ensemble import evaluation_mode
+from lodrop_nn.masks.contexts import evaluation_mode
 from tests.benchmarks.quality.adapters import ShortModel
 from tests.benchmarks.quality.arms import Arm
 from tests.benchmarks.quality.problem import EVALUATION_BATCH, Rows
