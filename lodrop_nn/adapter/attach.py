@@ -23,6 +23,7 @@ def attach_lora_dropout(
     mask_law: MaskLaw = "iid",
     rescale: bool = True,
     seed: int | None = None,
+    mask_embeddings: bool = False,
 ) -> MaskBank:
     r"""Mask the factors of every LoRA layer of an adapter while the model trains.
 
@@ -35,7 +36,8 @@ def attach_lora_dropout(
     parameter is added and no state-dict key changes.
 
     Args:
-        model: A model with LoRA adapters on Linear or Conv1D layers, trained or not.
+        model: A model with LoRA adapters, trained or not, on linear layers (quantized or not),
+            convolutions (the coordinates are channels), embeddings or expert tensors.
         dropout_rate: p in [0, 1), the probability that an input or output coordinate is dropped,
             or a pair (p_A, p_B) for inputs and outputs.
         adapter_name: The adapter to attach to.
@@ -51,14 +53,18 @@ def attach_lora_dropout(
             stored adapter is then :math:`1/(1-p)^2` too strong when plain PEFT loads it, and
             :func:`lodrop_nn.adapter.saving.save_adapter` folds the factor in.
         seed: Seed >= 0 of the training masks; None draws from torch's default generator.
+        mask_embeddings: Whether to mask embedding layers, whose input coordinates are vocabulary
+            entries: a share p of them then loses its update everywhere. Else they stay plain
+            LoRA beside the layers that are masked.
 
     Returns:
         The adapter's masks, with the contexts ``fixed`` and ``off``.
 
     Raises:
         TypeError: If ``model`` is not a PeftModel.
-        ValueError: If an argument is outside its range, the adapter does not exist or has no
-            LoRA layer, or it already is a LoRA variant (DoRA, another LoRA Dropout, ...).
+        ValueError: If an argument is outside its range, a key of ``rate_pattern`` matches no
+            layer, the adapter does not exist or has no LoRA layer to mask, or it already is a
+            LoRA variant (DoRA, another LoRA Dropout, ...).
         NotImplementedError: If the adapter has a layer of a kind that is not supported yet.
 
     Source:
@@ -80,6 +86,7 @@ def attach_lora_dropout(
         mask_law=mask_law,
         rescale=rescale,
         seed=seed,
+        mask_embeddings=mask_embeddings,
     )
     return _attach(model, settings, adapter_name)
 
@@ -122,6 +129,7 @@ def mask_bank(model: PeftModel, adapter_name: str = "default") -> MaskBank:
     banks = _banks(layers, adapter_name)
     if len(banks) == 1 and banks[0].is_watching:
         return banks[0]
+    layers = _masked_layers(layers, banks[0].settings, adapter_name)  # refuses before any change
     for name, layer in layers.items():
         kinds.uninstall(layer, name, adapter_name)
     return _attach(model, banks[0].settings, adapter_name)
@@ -151,16 +159,34 @@ def adapter_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
 
 
 def _attach(model: PeftModel, settings: MaskSettings, adapter_name: str) -> MaskBank:
-    layers = adapter_layers(model, adapter_name)
+    layers = _masked_layers(adapter_layers(model, adapter_name), settings, adapter_name)
     # All checks come before the first change: a refused model is left as it was.
     for name, layer in layers.items():
-        kinds.check_layer(layer, name, adapter_name)
+        kinds.check_layer(layer, name, adapter_name, settings)
     bank = MaskBank(settings)
     for name, layer in layers.items():
         kinds.install(layer, name, adapter_name, bank)
     bank.watch(variant.pass_roots(model))
     accept_labels(model, adapter_name)
     return bank
+
+
+def _masked_layers(
+    layers: Mapping[str, LoraLayer], settings: MaskSettings, adapter_name: str
+) -> dict[str, LoraLayer]:
+    """The layers that settings mask.
+
+    Raises:
+        ValueError: If there is none, or a pattern of rates matches none.
+    """
+    masked = {n: x for n, x in layers.items() if kinds.why_unmasked(x, settings) is None}
+    if not masked:
+        raise ValueError(
+            f"adapter {adapter_name!r} adapts embeddings only, which LoRA Dropout masks with "
+            "`mask_embeddings=True` alone: whole vocabulary entries are then dropped."
+        )
+    settings.check_patterns(masked)
+    return masked
 
 
 def _banks(layers: dict[str, LoraLayer], adapter_name: str) -> list[MaskBank]:

@@ -22,6 +22,11 @@ class Factors(NamedTuple):
     scaling: float
 
     @property
+    def n_parts(self) -> int:
+        """Number of parts that have masks of their own, >= 1."""
+        return self.lora_A.shape[0] if self.lora_A.dim() == 3 else 1
+
+    @property
     def delta_weight(self) -> Tensor:
         """The stored update, (out_features, in_features), differentiable in the factors."""
         return self.lora_B @ self.lora_A * self.scaling

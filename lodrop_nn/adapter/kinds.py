@@ -1,16 +1,38 @@
 """The layers of an adapter and their kinds."""
 
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding, LoraLayer
 from torch import nn
 
+from lodrop_nn.adapter import slots
 from lodrop_nn.adapter.adalora import AdaLoraKind
+from lodrop_nn.adapter.conv import ConvKind
+from lodrop_nn.adapter.embedding import EmbeddingKind
 from lodrop_nn.adapter.experts import ExpertsKind
 from lodrop_nn.adapter.kind import Installed, LayerKind
+from lodrop_nn.adapter.quantized import QuantizedKind
+from lodrop_nn.adapter.slots import SlotKind
 from lodrop_nn.adapter.variant import LinearKind
-from lodrop_nn.masks import MaskBank
+from lodrop_nn.masks import MaskBank, MaskSettings
 
 # Asked in this order.
-KINDS: tuple[LayerKind, ...] = (LinearKind(), AdaLoraKind(), ExpertsKind())
+KINDS: tuple[LayerKind, ...] = (
+    LinearKind(),
+    ConvKind(),
+    EmbeddingKind(),
+    QuantizedKind(),
+    SlotKind(),
+    AdaLoraKind(),
+    ExpertsKind(),
+)
+
+# Layers that add the stored update where others ask for the mean update: when they merge
+# (torchao), or wherever the update is not masked.
+_STORED_IS_MEAN = ("TorchaoLoraLinear", *slots.CLASSES)
+
+_REASONS = {
+    "MultiheadAttention": "it computes attention from weights that PEFT merges in each pass",
+    "LoraParallelLinear": "Megatron's tensor parallelism spreads its coordinates over devices",
+}
 
 
 def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, LoraLayer]:
@@ -36,13 +58,22 @@ def kind_of(layer: LoraLayer, name: str) -> LayerKind:
     for kind in KINDS:
         if kind.matches(layer):
             return kind
+    reason = _REASONS.get(type(layer).__name__)
     raise NotImplementedError(
         f"layer {name!r} is a {type(layer).__module__}.{type(layer).__qualname__}, which LoRA "
-        "Dropout cannot mask: leave its module out of `target_modules`."
+        f"Dropout cannot mask{f' ({reason})' if reason else ''}: leave its module out of "
+        "`target_modules`."
     )
 
 
-def check_layer(layer: LoraLayer, name: str, adapter_name: str) -> None:
+def why_unmasked(layer: LoraLayer, settings: MaskSettings) -> str | None:
+    """Why an adapter with these settings leaves a layer plain LoRA, or None if it masks it."""
+    if isinstance(layer, Embedding) and not settings.mask_embeddings:
+        return "embedding, and mask_embeddings is False"
+    return None
+
+
+def check_layer(layer: LoraLayer, name: str, adapter_name: str, settings: MaskSettings) -> None:
     """Refuse a layer that masks cannot be put on.
 
     Raises:
@@ -55,6 +86,11 @@ def check_layer(layer: LoraLayer, name: str, adapter_name: str) -> None:
             f"adapter {adapter_name!r} already has LoRA Dropout: call `detach_lora_dropout` first."
         )
     kind.check(layer, name, adapter_name)
+    if not settings.rescale and type(layer).__name__ in _STORED_IS_MEAN:
+        raise ValueError(
+            f"`rescale` must be True for layer {name!r}, a {type(layer).__name__}, which adds the "
+            "stored update where masks are off: it must be the mean update. Got False."
+        )
 
 
 def install(layer: LoraLayer, name: str, adapter_name: str, bank: MaskBank) -> None:

@@ -53,6 +53,95 @@ class RealizedSparsity:
     per_layer: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterReport:
+    """What masks act on in an adapter; as text, a table of its layers.
+
+    Attributes:
+        adapter_name: The adapter.
+        layers: The layers whose updates are masked.
+        sparsity: Zero fraction of their updates, counted on drawn masks.
+        unmasked: Layers that train as plain LoRA, with the reason, by name.
+    """
+
+    adapter_name: str
+    layers: tuple[AdaptedLayer, ...]
+    sparsity: RealizedSparsity
+    unmasked: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """The table, a line per layer."""
+        realized = self.sparsity.per_layer
+        header = ("layer", "class", "in", "out", "p in", "p out", "expected", "realized")
+        rows = [
+            (
+                layer.name,
+                layer.kind,
+                str(layer.in_features),
+                str(layer.out_features),
+                f"{layer.input_rate:g}",
+                f"{layer.output_rate:g}",
+                f"{layer.update_sparsity:.3f}",
+                f"{realized[layer.name]:.3f}",
+            )
+            for layer in self.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            f"adapter {self.adapter_name!r}, layers masked: {len(rows)}, "
+            f"zeros in their updates: {self.sparsity.value:.3f} over {self.sparsity.n_draws} draws"
+        ]
+        for row in (header, *rows):
+            cells = zip(row, widths, strict=True)
+            text = [x.ljust(w) if i < 2 else x.rjust(w) for i, (x, w) in enumerate(cells)]
+            lines.append("  ".join(text).rstrip())
+        lines += [f"not masked: {name} ({reason})" for name, reason in self.unmasked.items()]
+        return "\n".join(lines)
+
+
+def adapter_report(
+    model: PeftModel, adapter_name: str = "default", *, n_draws: int = 100, seed: int = 0
+) -> AdapterReport:
+    """What LoRA Dropout acts on in an adapter, and what it leaves alone and why.
+
+    Args:
+        model: A model whose adapter has LoRA Dropout.
+        adapter_name: The adapter.
+        n_draws: Masks to count zeros on, >= 1.
+        seed: Seed >= 0 of these masks.
+
+    Returns:
+        The report; ``print`` shows it as a table.
+
+    Raises:
+        ValueError: If an argument is outside its range, or the adapter has no LoRA Dropout.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from torch import nn
+        >>> from lodrop_nn.adapter import attach_lora_dropout
+        >>> base = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3))
+        >>> model = get_peft_model(base, LoraConfig(r=2, target_modules=["0", "1"]))
+        >>> bank = attach_lora_dropout(model, (0.0, 0.5))
+        >>> print(adapter_report(model))
+        adapter 'default', layers masked: 1, zeros in their updates: 0.553 over 100 draws
+        layer               class   in  out  p in  p out  expected  realized
+        base_model.model.1  Linear   4    3     0    0.5     0.500     0.553
+        not masked: base_model.model.0 (embedding, and mask_embeddings is False)
+    """
+    settings = mask_bank(model, adapter_name).settings
+    reasons = {
+        name: kinds.why_unmasked(layer, settings)
+        for name, layer in adapter_layers(model, adapter_name).items()
+    }
+    return AdapterReport(
+        adapter_name=adapter_name,
+        layers=tuple(adapted_layers(model, adapter_name)),
+        sparsity=realized_sparsity(model, n_draws, seed, adapter_name),
+        unmasked={name: reason for name, reason in reasons.items() if reason is not None},
+    )
+
+
 def adapted_layers(model: PeftModel, adapter_name: str = "default") -> list[AdaptedLayer]:
     """The layers that LoRA Dropout acts on: what is not listed here trains without it.
 
@@ -109,10 +198,16 @@ def realized_sparsity(
     masks = bank.draw(n_draws, seed)
     per_layer: dict[str, float] = {}
     zeros = entries = 0.0
+    adapted = adapter_layers(model, adapter_name)
     for layer in bank.layers:
-        columns, rows = layer.split(masks)
-        kept = float((columns.sum(1).double() * rows.sum(1).double()).mean())
-        size = layer.in_features * layer.out_features
+        kind = kinds.kind_of(adapted[layer.name], layer.name)
+        n_parts = kind.factors(adapted[layer.name], adapter_name).n_parts
+        # Each part (expert) keeps what its own masks keep.
+        columns, rows = (
+            x.reshape(n_draws, n_parts, -1).sum(2).double() for x in layer.split(masks)
+        )
+        kept = float((columns * rows).sum(1).mean())
+        size = layer.in_features * layer.out_features / n_parts
         per_layer[layer.name] = 1.0 - kept / size
         zeros += size - kept
         entries += size
@@ -132,8 +227,9 @@ def delta_weights(
         adapter_name: The adapter.
 
     Returns:
-        Updates by layer name, differentiable in the factors. Conv1D layers, which store their
-        weight transposed, come in the same orientation as all others.
+        Updates by layer name, differentiable in the factors. Conv1D layers and embeddings, which
+        store their weight transposed, come in the same orientation as all others; convolutions as
+        matrices (out_channels, in_channels * positions of the kernel).
 
     Raises:
         ValueError: If the adapter does not exist or has no LoRA layer.
