@@ -181,10 +181,7 @@ def _masked_layers(
     """
     masked = {n: x for n, x in layers.items() if kinds.why_unmasked(x, settings) is None}
     if not masked:
-        raise ValueError(
-            f"adapter {adapter_name!r} adapts embeddings only, which LoRA Dropout masks with "
-            "`mask_embeddings=True` alone: whole vocabulary entries are then dropped."
-        )
+        kinds.refuse_only_embeddings(adapter_name)
     settings.check_patterns(masked)
     return masked
 

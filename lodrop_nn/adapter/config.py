@@ -21,16 +21,19 @@ class LoraDropoutConfig(LoraConfig):
 
     ``get_peft_model(base, LoraDropoutConfig(dropout_rate=0.5, ...))`` is all it takes, so it fits
     where a trainer takes a ``peft_config``. ``peft_type`` stays LORA and ``adapter_config.json``
-    stays what plain LoRA writes; the fields below go into ``lora_dropout.json`` beside it. What
-    PEFT writes are the factors as trained: to publish an adapter of the paper's form
-    (``rescale=False``), use :func:`lodrop_nn.adapter.saving.save_adapter`.
+    stays what plain LoRA writes; the fields below go into ``lora_dropout.json`` beside it. The
+    factors are written as trained. In the paper's form (``rescale=False``) their mean factor goes
+    into the written ``lora_alpha`` and ``alpha_pattern``, so that plain PEFT loads the mean
+    predictor, and :meth:`from_pretrained` takes it out again. Where these cannot express it
+    (``rate_pattern`` together with ``alpha_pattern``, or embeddings left unmasked), plain PEFT
+    would load too strong an update: use :func:`lodrop_nn.adapter.saving.save_adapter`.
 
     PEFT shows a config the layers but not the model. Until the first call of
     :func:`~lodrop_nn.adapter.attach.mask_bank` on the model, which the trainer mixin and the
     ensemble make, each layer therefore draws for itself when it runs, with the same law.
 
     It defines the first adapter of a model; PEFT grows further ones inside existing layers without
-    asking the config. For those, attach with
+    asking the config, which is refused. For those, attach with
     :func:`~lodrop_nn.adapter.attach.attach_lora_dropout`.
 
     Attributes:
@@ -43,6 +46,7 @@ class LoraDropoutConfig(LoraConfig):
         mask_law: ``"iid"``, ``"balanced"`` or ``"orthogonal"``.
         rescale: Whether kept coordinates are divided by 1 - p.
         mask_seed: Seed >= 0 of the training masks, or None.
+        mask_embeddings: Whether embedding layers are masked too; else they stay plain LoRA.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -64,10 +68,12 @@ class LoraDropoutConfig(LoraConfig):
     mask_law: MaskLaw = field(default="iid")
     rescale: bool = field(default=True)
     mask_seed: int | None = field(default=None)
+    mask_embeddings: bool = field(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        variant.make_layers_with(self, _PutMasksOn(MaskBank(self.mask_settings)))
+        self._put_masks_on = _PutMasksOn(self)
+        variant.make_layers_with(self, self._put_masks_on)
 
     @property
     def mask_settings(self) -> MaskSettings:
@@ -80,15 +86,34 @@ class LoraDropoutConfig(LoraConfig):
             mask_law=self.mask_law,
             rescale=self.rescale,
             seed=self.mask_seed,
+            mask_embeddings=self.mask_embeddings,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a plain LoRA config, and the side-car for the weights as trained beside it."""
         # The values as they are, without the checks and changes of a new construction.
         plain = object.__new__(LoraConfig)
-        vars(plain).update(vars(self))
+        vars(plain).update(vars(self), **self._mean_alpha())
         plain.save_pretrained(str(save_directory), **kwargs)
-        write_sidecar(Path(save_directory), self.mask_settings, is_folded=False)
+        write_sidecar(
+            Path(save_directory),
+            self.mask_settings,
+            is_folded=False,
+            alpha_as_trained={name: getattr(self, name) for name in self._mean_alpha()} or None,
+        )
+
+    def _mean_alpha(self) -> dict[str, Any]:
+        """Alphas whose scaling makes the stored update the mean update, if there are any."""
+        settings = self.mask_settings
+        if settings.rescale or self._put_masks_on.unmasked:
+            return {}
+        mean_factors = {key: settings.mean_factor(rate) for key, rate in self.rate_pattern.items()}
+        default = settings.mean_factor(self.dropout_rate)
+        if mean_factors and self.alpha_pattern:
+            return {}  # which of their keys meet in a layer is not known here
+        pattern = {key: alpha * default for key, alpha in self.alpha_pattern.items()}
+        pattern |= {key: self.lora_alpha * factor for key, factor in mean_factors.items()}
+        return {"lora_alpha": self.lora_alpha * default, "alpha_pattern": pattern}
 
     @classmethod
     def from_pretrained(
@@ -111,6 +136,7 @@ class LoraDropoutConfig(LoraConfig):
             )
         plain = LoraConfig.from_pretrained(str(folder), **kwargs)
         shared = {f.name: getattr(plain, f.name) for f in fields(LoraConfig) if f.init}
+        shared |= sidecar.alpha_as_trained or {}
         masks = sidecar.settings.as_json()
         return cls(**shared, mask_seed=masks.pop("seed"), **masks)
 
@@ -118,9 +144,26 @@ class LoraDropoutConfig(LoraConfig):
 class _PutMasksOn:
     """Puts masks of one bank on layers as PEFT makes them; an object, so that configs copy."""
 
-    def __init__(self, bank: MaskBank) -> None:
-        self.bank = bank
+    def __init__(self, config: LoraDropoutConfig) -> None:
+        self.config = config
+        self.bank = MaskBank(config.mask_settings)
+        self.unmasked: list[str] = []  # layers that stay plain LoRA
 
     def __call__(self, layer: LoraLayer, name: str, adapter_name: str) -> None:
-        kinds.check_layer(layer, name, adapter_name)
-        kinds.install(layer, name, adapter_name, self.bank)
+        if kinds.why_unmasked(layer, self.bank.settings) is None:
+            kinds.check_layer(layer, name, adapter_name, self.bank.settings)
+            kinds.install(layer, name, adapter_name, self.bank)
+            return
+        self.unmasked.append(name)
+        if not self.bank.layers and self._target_nothing_else():
+            kinds.refuse_only_embeddings(adapter_name)
+
+    def _target_nothing_else(self) -> bool:
+        """Whether all names of target modules are those of unmasked layers; patterns are not."""
+        targets = self.config.target_modules
+        if isinstance(targets, str) or self.config.target_parameters:
+            return False
+        return all(
+            any(f".{name}".endswith(f".{target}") for name in self.unmasked)
+            for target in targets or ()
+        )

@@ -73,6 +73,18 @@ def why_unmasked(layer: LoraLayer, settings: MaskSettings) -> str | None:
     return None
 
 
+def refuse_only_embeddings(adapter_name: str) -> None:
+    """Refuse an adapter that would train without any mask.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"adapter {adapter_name!r} adapts embeddings only, which LoRA Dropout masks with "
+        "`mask_embeddings=True` alone: whole vocabulary entries are then dropped."
+    )
+
+
 def check_layer(layer: LoraLayer, name: str, adapter_name: str, settings: MaskSettings) -> None:
     """Refuse a layer that masks cannot be put on.
 

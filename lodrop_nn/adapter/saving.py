@@ -1,11 +1,12 @@
 """Save an adapter so that plain PEFT loads its mean predictor; load it with its masks."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -55,6 +56,7 @@ def save_adapter(
             state_dict=state,
         )
         written = Path(temporary, "" if adapter_name == "default" else adapter_name)
+        _write_alpha(written / _PEFT_FILES[1], model.peft_config[adapter_name])
         for file in _PEFT_FILES:
             os.replace(written / file, folder / file)
     write_sidecar(folder, bank.settings, is_folded=True)
@@ -87,7 +89,13 @@ def load_adapter(
     # PEFT would fall back to a pickle, which can run code.
     if not (folder / WEIGHTS_NAME).is_file():
         raise AdapterFileError(f"{folder} must hold {WEIGHTS_NAME}; pickled weights are refused.")
-    model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=is_trainable)
+    config = None
+    if sidecar.alpha_as_trained is not None:
+        config = LoraConfig.from_pretrained(str(folder))
+        vars(config).update(sidecar.alpha_as_trained)
+    model = PeftModel.from_pretrained(
+        base_model, str(folder), is_trainable=is_trainable, config=config
+    )
     attach_lora_dropout(model, **sidecar.settings.as_json())
     if sidecar.is_folded:
         with torch.no_grad():
@@ -97,7 +105,13 @@ def load_adapter(
     return model
 
 
+def _write_alpha(path: Path, config: LoraConfig) -> None:
+    """Have the config on disk say the alpha of the model: lora_B holds the mean factor already."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content |= {"lora_alpha": config.lora_alpha, "alpha_pattern": config.alpha_pattern}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def _mean_factor(layer: LoraLayer, name: str, adapter_name: str) -> float:
     masks = kinds.installed(layer, name, adapter_name)
-    assert masks is not None  # the adapter has its bank
-    return masks.mean_factor
+    return 1.0 if masks is None else masks.mean_factor  # None: an embedding that is not masked

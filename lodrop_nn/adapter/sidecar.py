@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,32 +26,49 @@ class SideCar:
     Attributes:
         settings: The law of the adapter's masks.
         is_folded: Whether each lora_B was multiplied by the mean factor of its masks when it was
-            saved. Then plain PEFT loads the mean predictor; else, the factors as trained.
+            saved, so that plain PEFT loads the mean predictor.
+        alpha_as_trained: ``lora_alpha`` and ``alpha_pattern`` of the adapter where the config
+            beside it has the mean factor in these instead; else None.
         weights_sha256: SHA-256 of the weights file saved with it, or None if there was none.
     """
 
     settings: MaskSettings
     is_folded: bool = False
+    alpha_as_trained: Mapping[str, Any] | None = None
     weights_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.is_folded, bool):
             raise ValueError(f"`is_folded` must be True or False, got {self.is_folded!r}.")
+        alpha = self.alpha_as_trained
+        if alpha is not None and set(alpha) != {"lora_alpha", "alpha_pattern"}:
+            raise ValueError(
+                "`alpha_as_trained` must be None or have `lora_alpha` and `alpha_pattern`, "
+                f"got {alpha!r}."
+            )
 
 
-def write_sidecar(folder: Path, settings: MaskSettings, *, is_folded: bool) -> None:
+def write_sidecar(
+    folder: Path,
+    settings: MaskSettings,
+    *,
+    is_folded: bool,
+    alpha_as_trained: Mapping[str, Any] | None = None,
+) -> None:
     """Describe the adapter saved in a folder; written atomically, after the weights.
 
     Args:
         folder: Holds the adapter's files.
         settings: The law of the adapter's masks.
         is_folded: Whether each lora_B was multiplied by the mean factor of its masks.
+        alpha_as_trained: What the config had where the factor was multiplied into that instead.
     """
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "method": "LoRA Dropout (Lin et al. 2024, arXiv:2404.09610)",
         "masks": settings.as_json(),
         "is_folded": is_folded,
+        "alpha_as_trained": None if alpha_as_trained is None else dict(alpha_as_trained),
         "weights_sha256": _sha256(folder / WEIGHTS_NAME),
     }
     content["digest"] = content_hash(content)
@@ -89,6 +107,7 @@ def read_sidecar(folder: Path) -> SideCar:
         sidecar = SideCar(
             settings=MaskSettings(**content["masks"]),
             is_folded=content["is_folded"],
+            alpha_as_trained=content.get("alpha_as_trained"),
             weights_sha256=content["weights_sha256"],
         )
     except (ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
 """LoRA Dropout as a variant of PEFT's LoRA layer.
 
-This is the only module that touches names which PEFT calls private: ``LoraVariant``, the
-``lora_variant`` dictionary of a layer, and the module factories of a config. It is tested with the
-oldest and the newest release of the supported range.
+This module touches names which PEFT calls private: ``LoraVariant``, the ``lora_variant`` dictionary
+of a layer, and the module factories of a config; the modules of other kinds of layers build on it.
+It is tested with the oldest and the newest release of the supported range.
 
 PEFT consults ``layer.lora_variant[adapter]`` in forward, merge and unmerge. Placing an *instance*
 there adds masks to an existing layer, trained or not, and changes no parameter, no state-dict key
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lodrop_nn.adapter.kind import Factors, Installed
 from lodrop_nn.masks import masked_update
+from lodrop_nn.masks.draw import LayerFactors
 
 # Called with a layer, its path in the model and the name of the adapter.
 PutMasksOn = Callable[[LoraLayer, str, str], None]
@@ -39,23 +40,35 @@ class LoraDropoutVariant(LoraVariant):
         return self.source.bank.rescale
 
     def init(self, module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """PEFT re-initializes the adapter of this layer; its masks stay as they are."""
+        """PEFT makes a new adapter of this name, which begins without masks."""
+        # PEFT up to 0.19 forgets to delete the variant together with its adapter.
+        del module.lora_variant[adapter_name]
 
     def forward(
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """The layer's output: the base output plus the update, masked if masks are due."""
-        x = module.lora_dropout[active_adapter](x)
+        x = self._prepared(module, active_adapter, x)
         masks = self.source.bank.masks(
             self.source.slot,
             training=module.training,
             n_rows=x.shape[0],
             device=x.device,
-            dtype=module.lora_A[active_adapter].weight.dtype,
+            dtype=self._weight(module, active_adapter).dtype,
         )
         if masks is None:
             return result + self._stored(module, active_adapter, x) * self.source.mean_factor
-        return result + self._masked(module, active_adapter, x, *masks)
+        return result + self._masked(module, active_adapter, x, masks)
+
+    def _prepared(self, module: LoraLayer, adapter_name: str, x: Tensor) -> Tensor:
+        """The input of the update."""
+        prepared: Tensor = module.lora_dropout[adapter_name](x)
+        return prepared
+
+    def _weight(self, module: LoraLayer, adapter_name: str) -> Tensor:
+        """A, for its dtype."""
+        weight: Tensor = module.lora_A[adapter_name].weight
+        return weight
 
     def _stored(self, module: LoraLayer, adapter_name: str, x: Tensor) -> Tensor:
         """Output of the stored update."""
@@ -63,16 +76,11 @@ class LoraDropoutVariant(LoraVariant):
         return update * module.scaling[adapter_name]
 
     def _masked(
-        self,
-        module: LoraLayer,
-        adapter_name: str,
-        x: Tensor,
-        column_factors: Tensor,
-        row_factors: Tensor,
+        self, module: LoraLayer, adapter_name: str, x: Tensor, masks: LayerFactors
     ) -> Tensor:
         """Output of the masked update."""
-        lora_A, lora_B, scaling = _linear_factors(module, adapter_name)
-        return masked_update(x, lora_A, lora_B, column_factors, row_factors, scaling)
+        lora_A, lora_B = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
+        return masked_update(x, lora_A, lora_B, *masks, module.scaling[adapter_name])
 
     def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """The base weight with the mean update added, as a new tensor."""
@@ -91,16 +99,24 @@ class LoraDropoutVariant(LoraVariant):
         return update * self.source.mean_factor
 
 
-def _linear_factors(layer: LoraLayer, adapter_name: str) -> Factors:
-    return Factors(
-        layer.lora_A[adapter_name].weight,
-        layer.lora_B[adapter_name].weight,
-        float(layer.scaling[adapter_name]),
-    )
+def refuse_variants(layer: LoraLayer, name: str, adapter_name: str) -> None:
+    """Refuse an adapter that is a LoRA variant in this layer.
+
+    Raises:
+        ValueError: If it is.
+    """
+    variant = layer.lora_variant.get(adapter_name)
+    if variant is not None:
+        raise ValueError(
+            f"adapter {adapter_name!r} is the LoRA variant {type(variant).__name__} in layer "
+            f"{name!r}; LoRA Dropout cannot be combined with another variant."
+        )
 
 
 class LinearKind:
-    """LoRA on Linear and GPT-2's Conv1D."""
+    """LoRA on Linear and GPT-2's Conv1D, and what the kinds with variants of their own share."""
+
+    variant_class: type[LoraDropoutVariant] = LoraDropoutVariant
 
     def matches(self, layer: LoraLayer) -> bool:
         """Whether the layer is of this kind."""
@@ -113,12 +129,7 @@ class LinearKind:
         Raises:
             ValueError: If the adapter is a LoRA variant already, or trains a bias.
         """
-        variant = layer.lora_variant.get(adapter_name)
-        if variant is not None:
-            raise ValueError(
-                f"adapter {adapter_name!r} is the LoRA variant {type(variant).__name__} in layer "
-                f"{name!r}; LoRA Dropout cannot be combined with another variant."
-            )
+        refuse_variants(layer, name, adapter_name)
         if layer.lora_B[adapter_name].bias is not None:
             raise ValueError(
                 f"adapter {adapter_name!r} trains a bias of lora_B in layer {name!r}; LoRA Dropout "
@@ -132,7 +143,7 @@ class LinearKind:
 
     def install(self, layer: LoraLayer, adapter_name: str, masks: Installed) -> None:
         """Let the layer take its masks from there."""
-        layer.lora_variant[adapter_name] = LoraDropoutVariant(masks)
+        layer.lora_variant[adapter_name] = self.variant_class(masks)
 
     def uninstall(self, layer: LoraLayer, adapter_name: str) -> None:
         """Make the adapter ordinary LoRA again."""
@@ -146,7 +157,11 @@ class LinearKind:
 
     def factors(self, layer: LoraLayer, adapter_name: str) -> Factors:
         """The factors of the layer's stored update."""
-        return _linear_factors(layer, adapter_name)
+        return Factors(
+            layer.lora_A[adapter_name].weight,
+            layer.lora_B[adapter_name].weight,
+            float(layer.scaling[adapter_name]),
+        )
 
     def lora_B_key(self, name: str, adapter_name: str) -> str:
         """Key of the layer's B in the state dictionary of the model."""
@@ -165,6 +180,7 @@ class _LayerFactory:
     ) -> nn.Module:
         # PEFT asks the factories first; without them it dispatches on the kind of the module.
         config._custom_modules = None
+        config.lora_dropout = float(config.lora_dropout)
         try:
             layer = LoraModel._create_new_module(config, adapter_name, target, **kwargs)
         finally:
@@ -173,9 +189,25 @@ class _LayerFactory:
         return layer
 
 
+class _NewLayersOnly(float):
+    """``lora_dropout`` of a config whose factory must make the layers.
+
+    PEFT grows a further adapter inside existing layers without asking the factory, and the adapter
+    would train without masks. There it compares this number with 0.
+    """
+
+    def __gt__(self, other: float, /) -> bool:
+        raise ValueError(
+            "a LoraDropoutConfig defines the first adapter of a model, PEFT does not ask it when "
+            "it adds an adapter to layers that have one: add it with a LoraConfig, then call "
+            "`attach_lora_dropout(model, dropout_rate, adapter_name=...)`."
+        )
+
+
 def make_layers_with(config: LoraConfig, put_masks_on: PutMasksOn) -> None:
     """Hand over every layer that PEFT makes from a config, to get masks."""
     config._custom_modules = {nn.Module: _LayerFactory(config, put_masks_on)}
+    config.lora_dropout = _NewLayersOnly(config.lora_dropout)
 
 
 def pass_roots(model: PeftModel) -> list[nn.Module]:

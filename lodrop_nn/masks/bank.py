@@ -152,14 +152,14 @@ class MaskBank:
         return len(self._layers) - 1
 
     def draw(
-        self, n_masks: int, seed: int, mask_law: MaskLaw | None = None
+        self, n_masks: int, seed: int, mask_law: MaskLaw = "iid"
     ) -> Bool[Tensor, "n_masks n_coordinates"]:
         """Masks of the members of a seeded ensemble, as :meth:`fixed` holds them.
 
         Args:
             n_masks: Number of members, >= 1.
             seed: Seed >= 0.
-            mask_law: How the members depend on each other; None takes the adapter's own law.
+            mask_law: How the members depend on each other; that of training masks does not matter.
 
         Returns:
             True where a coordinate is kept, on the CPU: neither the batch nor the device matters.
@@ -171,10 +171,10 @@ class MaskBank:
         """
         check_count("n_masks", n_masks)
         check_seed("seed", seed)
-        law = check_law(self.settings.mask_law if mask_law is None else mask_law)
+        check_law(mask_law)
         coordinates = Coordinates.of(self._layers)
-        if law != "iid":
-            return draw_masks(law, n_masks, coordinates, seeded_generator(seed, MEMBER_STREAM))
+        if mask_law != "iid":
+            return draw_masks(mask_law, n_masks, coordinates, seeded_generator(seed, MEMBER_STREAM))
         streams = (seeded_generator(seed, MEMBER_STREAM, member) for member in range(n_masks))
         return torch.cat([iid_masks(1, coordinates.rates, stream) for stream in streams])
 
@@ -184,7 +184,7 @@ class MaskBank:
 
     @contextlib.contextmanager
     def fixed(
-        self, n_masks: int = 16, seed: int = 0, mask_law: MaskLaw | None = None
+        self, n_masks: int = 16, seed: int = 0, mask_law: MaskLaw = "iid"
     ) -> Iterator["MaskBank"]:
         """Hold ``n_masks`` masks for the whole context, also in evaluation mode.
 
@@ -196,7 +196,7 @@ class MaskBank:
         Args:
             n_masks: Number of members, >= 1.
             seed: Seed >= 0; see :meth:`draw`.
-            mask_law: How the members depend on each other; None takes the adapter's own law.
+            mask_law: How the members depend on each other; that of training masks does not matter.
 
         Yields:
             The bank.
