@@ -19,7 +19,7 @@ def ensemble_predict_batches(
     n_masks: int,
     seed: int,
     adapter_name: str = "default",
-    mask_law: MaskLaw | None = None,
+    mask_law: MaskLaw = "balanced",
     chunk: int | None = None,
     progress: bool = False,
 ) -> Iterator[EnsemblePrediction]:
@@ -34,7 +34,7 @@ def ensemble_predict_batches(
         n_masks: N >= 1, members of the ensemble.
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter whose masks are meant; it must be active and not merged.
-        mask_law: How the members depend on each other; None takes the adapter's own law.
+        mask_law: How the members depend on each other.
         chunk: Members per forward pass, >= 1; None chooses by memory and cache.
         progress: Whether to draw a progress bar on standard error.
 

@@ -24,7 +24,7 @@ _NOT_INPUTS = frozenset({"labels", "index"})
 
 @contextmanager
 def ensemble_mode(
-    model: PeftModel, n_masks: int, seed: int, adapter_name: str, mask_law: MaskLaw | None = None
+    model: PeftModel, n_masks: int, seed: int, adapter_name: str, mask_law: MaskLaw
 ) -> Iterator[MaskBank]:
     """Evaluation mode with the masks of a seeded ensemble fixed.
 
@@ -33,7 +33,7 @@ def ensemble_mode(
         n_masks: N >= 1, members of the ensemble.
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter whose masks are meant.
-        mask_law: How the members depend on each other; None takes the adapter's own law.
+        mask_law: How the members depend on each other.
 
     Yields:
         The adapter's masks.
@@ -73,7 +73,7 @@ def ensemble_predict(
     n_masks: int,
     seed: int,
     adapter_name: str = "default",
-    mask_law: MaskLaw | None = None,
+    mask_law: MaskLaw = "balanced",
     chunk: int | None = None,
 ) -> EnsemblePrediction:
     """Predict a batch with each member of a seeded ensemble over masks.
@@ -89,7 +89,9 @@ def ensemble_predict(
         n_masks: N >= 1, members of the ensemble.
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter whose masks are meant; it must be active and not merged.
-        mask_law: How the members depend on each other; None takes the adapter's own law.
+        mask_law: How the members depend on each other. Under ``"balanced"`` four of them came as
+            close to the infinite ensemble as 13 to 20 under ``"iid"`` on trained adapters
+            (``tests/benchmarks/records/mask_variance.json``).
         chunk: Members per forward pass, >= 1; None chooses by memory and cache. Where they do not
             fit, fewer are taken. It changes memory and time, and the result within rounding.
 

@@ -29,7 +29,7 @@ def export_ensemble(
     n_masks: int,
     seed: int,
     adapter_name: str = "default",
-    mask_law: MaskLaw | None = None,
+    mask_law: MaskLaw = "balanced",
 ) -> list[Path]:
     r"""Write each member of a seeded ensemble as an adapter of its own.
 
@@ -44,7 +44,7 @@ def export_ensemble(
         n_masks: N >= 1, members of the ensemble.
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter to export.
-        mask_law: How the members depend on each other; None takes the adapter's own law.
+        mask_law: How the members depend on each other.
 
     Returns:
         The members' folders, in order: each with ``adapter_config.json`` and safetensors weights.
@@ -85,7 +85,7 @@ def export_ensemble(
             "masks": bank.settings.as_json(),
             "n_masks": n_masks,
             "seed": seed,
-            "mask_law": bank.settings.mask_law if mask_law is None else mask_law,
+            "mask_law": mask_law,
             "members": [
                 {"folder": name, "weights_sha256": _sha256(content / name / WEIGHTS_NAME)}
                 for name in names

@@ -27,7 +27,7 @@ def ensemble_generate(
     n_masks: int,
     seed: int,
     adapter_name: str = "default",
-    mask_law: MaskLaw | None = None,
+    mask_law: MaskLaw = "balanced",
     sampling_seed: int | None = None,
     **generate_kwargs: Any,
 ) -> Int[Tensor, "b length"]:
@@ -45,7 +45,7 @@ def ensemble_generate(
         n_masks: N >= 1, members of the ensemble.
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter whose masks are meant; it must be active and not merged.
-        mask_law: How the members depend on each other; None takes the adapter's own law.
+        mask_law: How the members depend on each other.
         sampling_seed: Seed >= 0 of the sampled tokens, which leaves torch's global generators as
             they were; None samples from those, as ``generate`` does.
         **generate_kwargs: What ``model.generate`` takes: ``max_new_tokens``, ``do_sample``, ...
@@ -78,7 +78,7 @@ def member_generate(
     n_masks: int,
     seed: int,
     adapter_name: str = "default",
-    mask_law: MaskLaw | None = None,
+    mask_law: MaskLaw = "balanced",
     sampling_seed: int | None = None,
     **generate_kwargs: Any,
 ) -> Int[Tensor, "n_masks rows length"]:
@@ -91,7 +91,7 @@ def member_generate(
         n_masks: N >= 1, members of the ensemble.
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter whose masks are meant; it must be active and not merged.
-        mask_law: How the members depend on each other; None takes the adapter's own law.
+        mask_law: How the members depend on each other.
         sampling_seed: Seed >= 0 of the sampled tokens, which leaves torch's global generators as
             they were; None samples from those, as ``generate`` does.
         **generate_kwargs: What ``model.generate`` takes, beam search included.

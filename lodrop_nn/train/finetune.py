@@ -18,10 +18,11 @@ from lodrop_nn.config import Precision, RunConfig
 from lodrop_nn.data.examples import Examples, batches
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.masks.laws import seeded_generator
+from lodrop_nn.predict.late_tiling import FrozenPrefix
 from lodrop_nn.train.objective import masked_risk
 
 # Names of the random streams of a run, beside those of the mask bank (0 and 1).
-_INITIALIZATION, _ORDER = 2, 3
+INITIALIZATION, ORDER = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def build_adapter(config: RunConfig, base: PreTrainedModel) -> tuple[PeftModel, 
         layers_to_transform=blocks,
         lora_dropout=0.0,
     )
-    start = seeded_generator(config.seed, _INITIALIZATION)
+    start = seeded_generator(config.seed, INITIALIZATION)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT reads a name that transformers has deprecated; the reader can do nothing about it.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
@@ -142,7 +143,8 @@ def fine_tune(
     n_steps = config.epochs * math.ceil(len(examples) / config.batch_size)
     optimizer = AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=n_steps)
-    shuffle = seeded_generator(config.seed, _ORDER)
+    prefix = FrozenPrefix.below_the_adapter(model, bank) if bank.n_masks > 1 else None
+    shuffle = seeded_generator(config.seed, ORDER)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
     start, step, epoch_losses = time.perf_counter(), 0, []
@@ -154,7 +156,7 @@ def fine_tune(
                 examples, config.batch_size, order="length", generator=shuffle, device=device
             ):
                 with autocast:
-                    risk = masked_risk(model, batch, n_masks=config.n_masks_train)
+                    risk = masked_risk(model, batch, n_masks=bank.n_masks, prefix=prefix)
                 loss = risk.item()
                 if not math.isfinite(loss):
                     raise FloatingPointError(

@@ -1,11 +1,13 @@
 """The training objective of LoRA Dropout for classifiers."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lodrop_nn.predict.late_tiling import FrozenPrefix
 from lodrop_nn.train.tiling import tile_batch
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
@@ -23,7 +25,11 @@ def mean_cross_entropy(logits: Float[Tensor, "rows K"], labels: Tensor) -> Float
 
 
 def masked_risk(
-    model: nn.Module, batch: Mapping[str, Tensor], *, n_masks: int
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    n_masks: int,
+    prefix: FrozenPrefix | None = None,
 ) -> Float[Tensor, ""]:
     r"""Training loss of one batch, averaged over freshly drawn masks.
 
@@ -40,6 +46,9 @@ def masked_risk(
         batch: ``input_ids`` and ``attention_mask`` (b, tokens), ``labels`` (b,); other entries
             are ignored.
         n_masks: N >= 1.
+        prefix: What lies below the adapter, to be computed once for all copies; with f its share
+            of a forward pass F, a step costs about [f + 2 N (1 - f)] F instead of N (2 - f) F. A
+            base with dropout of its own would share its noise among the copies.
 
     Returns:
         The loss in nats, differentiable.
@@ -51,4 +60,5 @@ def masked_risk(
     if n_masks > 1:
         inputs = dict(tile_batch(inputs, n_masks))
     labels = inputs.pop("labels")
-    return mean_cross_entropy(model(**inputs).logits, labels)
+    with nullcontext() if prefix is None else prefix.shared(n_masks, keep=False):
+        return mean_cross_entropy(model(**inputs).logits, labels)

@@ -16,7 +16,7 @@ from lodrop_nn.config import Precision
 from lodrop_nn.data.examples import Batch, Examples, batches
 from lodrop_nn.masks.laws import seeded_generator
 from lodrop_nn.masks.settings import check_count
-from lodrop_nn.train.finetune import _ORDER
+from lodrop_nn.train.finetune import ORDER
 from lodrop_nn.train.prefix_cache import PrefixCache
 from lodrop_nn.train.replica_batches import stack_batches
 from lodrop_nn.train.replica_settings import ReplicaSettings
@@ -147,7 +147,7 @@ def _epochs(
 ) -> Iterator[list[tuple[Batch, Bool[Tensor, "K b"]]]]:
     """The batches of each epoch: one tiled for all replicas, or those of each side by side."""
     seeds = [each.order_seed for each in settings.values()]
-    streams = {seed: seeded_generator(seed, _ORDER) for seed in seeds}
+    streams = {seed: seeded_generator(seed, ORDER) for seed in seeds}
     for _ in range(epochs):
         of_seed = {
             seed: batches(examples, batch_size, order="length", generator=stream, device=device)

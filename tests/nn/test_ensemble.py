@@ -35,7 +35,7 @@ def test_members_are_the_same_one_by_one_in_chunks_and_at_once(
     prediction = ensemble_predict(BERT, x, n_masks=n_masks, seed=seed, chunk=chunk)
     assert prediction.member_logits.shape == (n_masks, 4, N_CLASSES)
     BERT.eval()
-    with BANK.fixed(n_masks, seed), torch.no_grad():
+    with BANK.fixed(n_masks, seed, "balanced"), torch.no_grad():
         for i, member in enumerate(prediction.member_logits):
             with BANK.members(i, i + 1):
                 alone = BERT(**inputs("bert")).logits
@@ -250,7 +250,7 @@ def test_members_of_any_structure_are_those_of_plain_passes(
     members = ensemble_predict(model, x, n_masks=5, seed=1, chunk=chunk).member_logits
     bank = mask_bank(model)
     model.eval()
-    with torch.no_grad(), bank.fixed(5, 1):
+    with torch.no_grad(), bank.fixed(5, 1, "balanced"):
         plain = model(**tile_batch(x, 5))
     plain = plain if isinstance(plain, Tensor) else plain.logits
     torch.testing.assert_close(members.flatten(0, 1), plain, rtol=1e-9, atol=1e-11)
@@ -383,8 +383,8 @@ def test_the_model_is_its_own_between_batches() -> None:
 @pytest.mark.parametrize("mask_law", ["iid", "balanced"])
 def test_the_mask_law_may_be_chosen_at_prediction(mask_law: Any) -> None:
     by_name = ensemble_predict(BERT, batch("bert"), n_masks=4, seed=0, mask_law=mask_law)
-    own = ensemble_predict(BERT, batch("bert"), n_masks=4, seed=0)
-    assert torch.equal(by_name.member_logits, own.member_logits) == (mask_law == "iid")
+    default = ensemble_predict(BERT, batch("bert"), n_masks=4, seed=0)
+    assert torch.equal(by_name.member_logits, default.member_logits) == (mask_law == "balanced")
 
 
 def test_adapters_without_effect_have_no_prediction() -> None:

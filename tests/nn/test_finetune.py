@@ -14,7 +14,7 @@ from transformers import LlamaForSequenceClassification as Llama
 from lodrop_nn.config import RunConfig
 from lodrop_nn.data.examples import Examples, batches
 from lodrop_nn.masks.laws import seeded_generator
-from lodrop_nn.train.finetune import _ORDER, build_adapter, fine_tune, native_precision
+from lodrop_nn.train.finetune import ORDER, build_adapter, fine_tune, native_precision
 from lodrop_nn.train.objective import masked_risk, mean_cross_entropy
 
 SIZES = {
@@ -155,7 +155,7 @@ def test_without_dropout_the_loop_is_adamw_with_linear_decay() -> None:
     got, losses = trained_weights(config)
 
     model, _ = build_adapter(config, tiny_base())
-    shuffle, rows = seeded_generator(config.seed, _ORDER), tiny_examples()
+    shuffle, rows = seeded_generator(config.seed, ORDER), tiny_examples()
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
     mean = {k: torch.zeros_like(p) for k, p in named.items()}
     square = {k: torch.zeros_like(p) for k, p in named.items()}
@@ -235,7 +235,7 @@ def test_steps_are_reported_and_epochs_are_means_over_rows() -> None:
     assert result.n_steps == 6
     assert result.seconds > 0
     losses = [loss for *_, loss in seen]
-    shuffle = seeded_generator(CONFIG.seed, _ORDER)
+    shuffle = seeded_generator(CONFIG.seed, ORDER)
     for epoch, mean in enumerate(result.epoch_losses):
         made = batches(tiny_examples(), 4, order="length", generator=shuffle)
         sizes = [len(batch["labels"]) for batch in made]

@@ -38,7 +38,7 @@ def next_token_average(model: Any, bank: Any, batch: dict[str, Tensor], so_far: 
         positions = inputs["attention_mask"].cumsum(-1) - 1
         inputs["position_ids"] = positions.clamp_min(0)
     members = []
-    with torch.no_grad(), bank.fixed(N_MASKS, 5):
+    with torch.no_grad(), bank.fixed(N_MASKS, 5, "balanced"):
         for i in range(N_MASKS):
             with bank.members(i, i + 1):
                 members.append(model(**inputs).logits[:, -1].softmax(-1))
@@ -97,7 +97,7 @@ def test_members_generate_what_each_generates_alone(kind: str, options: dict[str
     together = member_generate(model, batch, n_masks=N_MASKS, seed=5, **options)
     returned = options.get("num_return_sequences", 1)
     assert together.shape[:2] == (N_MASKS, 3 * returned)
-    with bank.fixed(N_MASKS, 5):
+    with bank.fixed(N_MASKS, 5, "balanced"):
         for i, sequences in enumerate(together):
             with bank.members(i, i + 1):
                 alone = model.generate(**batch, **options)

@@ -18,7 +18,7 @@ from lodrop_nn.config import RunConfig
 from lodrop_nn.data.examples import batches
 from lodrop_nn.masks import MaskSettings
 from lodrop_nn.masks.laws import seeded_generator
-from lodrop_nn.train.finetune import _ORDER, build_adapter, fine_tune
+from lodrop_nn.train.finetune import ORDER, build_adapter, fine_tune
 from lodrop_nn.train.prefix_cache import PrefixCache
 from lodrop_nn.train.replica_adapters import add_replicas
 from lodrop_nn.train.replica_batches import stack_batches
@@ -167,7 +167,7 @@ def test_a_replica_takes_no_step_on_a_batch_without_its_examples() -> None:
         batch_size=1,
     )
     assert [results[name].n_steps for name in names] == [N_EXAMPLES, N_EXAMPLES - 1]
-    rows = batches(EXAMPLES, 1, order="length", generator=seeded_generator(0, _ORDER))
+    rows = batches(EXAMPLES, 1, order="length", generator=seeded_generator(0, ORDER))
     falling = [1 - step / N_EXAMPLES for step in range(N_EXAMPLES)]
     settings = ReplicaSettings(example_weights=weights, weight_decay=0.5)
     trained = train_alone(separate, "without", settings, rows, rates=falling, skip=left_out)

@@ -47,7 +47,7 @@ def test_likelihoods_are_those_of_the_training_loss(
     batch = labelled(kind, n_context=n_context)
     scores = score_sequences(model, batch, n_masks=N_MASKS, seed=3, chunk=chunk)
     assert scores.member_token_log_probs.shape == (N_MASKS, *batch["labels"].shape)
-    with torch.no_grad(), bank.fixed(N_MASKS, 3):
+    with torch.no_grad(), bank.fixed(N_MASKS, 3, "balanced"):
         for row in range(3):
             with bank.off():
                 mean = loss_of(model, batch, row)

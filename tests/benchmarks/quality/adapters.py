@@ -21,7 +21,6 @@ from tests.benchmarks.quality.problem import FROZEN, Problem
 
 TARGETS = ("query", "key", "value", "attention.output.dense")
 RANK, LORA_ALPHA = 8, 16.0
-_INITIALIZATION = 2  # the stream of lodrop_nn.train.finetune
 
 
 def run_seed(problem: Problem, arm: Arm) -> int:
@@ -63,7 +62,7 @@ def _adapter(problem: Problem, seed: int, special: Mapping[str, Any]) -> PeftMod
         layers_to_transform=list(problem.blocks),
         **special,
     )
-    start = seeded_generator(seed, _INITIALIZATION)
+    start = seeded_generator(seed, INITIALIZATION)
     base = problem.base(seed)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)

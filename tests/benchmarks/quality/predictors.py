@@ -47,6 +47,7 @@ class Checkpoints:
         validation: Shape (n, K) by epoch.
         test: The same.
         best: What stands for ``test`` when the epoch is chosen: as many members at each.
+        train: Shape (n, K), at the last epoch alone, with as many members; empty if unknown.
     """
 
     arm: str
@@ -54,6 +55,7 @@ class Checkpoints:
     validation: Mapping[int, Float64Array]
     test: Mapping[int, Float64Array]
     best: Mapping[int, Float64Array]
+    train: Mapping[int, Float64Array]
 
 
 def variants(
@@ -64,7 +66,7 @@ def variants(
     Args:
         folder: Where the runs lie.
         runs: Their records by arm.
-        labels: Of the validation and the test rows.
+        labels: Of the training, the validation and the test rows.
     """
     made: dict[Variant, dict[str, float]] = {}
     for each in checkpoints(folder, runs):
@@ -83,6 +85,9 @@ def variants(
                 predicted = at_temperature(test, temperature) if tempered else test
                 extra = {"chosen_epoch": float(epoch)}
                 extra |= {"temperature": temperature} if tempered else {}
+                if rule == "last" and not tempered and epoch in each.train:
+                    fitted = nll(each.train[epoch], labels["train"])
+                    extra["gap"] = nll(each.best[epoch], labels["test"]) - fitted
                 made[variant] = {**scores(predicted, labels["test"]), **extra}
     return made
 
@@ -100,8 +105,11 @@ def checkpoints(folder: Path, runs: Mapping[str, dict[str, Any]]) -> Iterator[Ch
             if f"test.{predictor}" not in at:
                 continue
             found = {
-                rows: {epoch: probabilities(v) for epoch, v in at[f"{rows}.{predictor}"].items()}
-                for rows in ("validation", "test")
+                rows: {
+                    epoch: probabilities(v)
+                    for epoch, v in at.get(f"{rows}.{predictor}", {}).items()
+                }
+                for rows in ("train", "validation", "test")
             }
             test = at[f"test.{predictor}"]
             fewer = {epoch: probabilities(v[: train.MEMBERS]) for epoch, v in test.items()}
@@ -121,7 +129,7 @@ def checkpoints(folder: Path, runs: Mapping[str, dict[str, Any]]) -> Iterator[Ch
                 epoch: np.mean([getattr(means[arm], rows)[epoch] for arm in SEEDS_4], 0)
                 for epoch in getattr(means["lora"], rows)
             }
-            for rows in ("validation", "test")
+            for rows in ("train", "validation", "test")
         }
         yield Checkpoints(arm="seeds-4", predictor="ensemble", **averaged, best=averaged["test"])
 

@@ -19,13 +19,14 @@ from scipy import stats
 
 from lodrop_nn.data import load_data, split
 from tests.benchmarks.quality import records
-from tests.benchmarks.quality.predictors import Variant, variants
+from tests.benchmarks.quality.predictors import SEEDS_4, Variant, variants
 from tests.benchmarks.quality.problem import N_TEST, N_TRAIN, N_VALIDATION
 from tests.benchmarks.quality.train import EPOCHS
 
 OUT = records.ROOT / "tests" / "benchmarks" / "records"
-MEASURES = ("nll", "accuracy", "ece", "brier")
+MEASURES = ("nll", "accuracy", "ece", "brier", "gap")
 LEVEL = 0.95
+LAPLACE = "laplace-full-ggn"
 Split = tuple[str, int]  # data set, with its epochs where they are not the usual ones; seed
 Scores = Mapping[Split, Mapping[Variant, Mapping[str, float]]]
 
@@ -74,8 +75,12 @@ def scored(folder: Path, runs: Mapping[Split, Mapping[str, dict[str, Any]]]) -> 
     texts = {label: load_data(label.split(",")[0]) for label, _ in runs}
     made = {}
     for (data, seed), arms in sorted(runs.items()):
-        _, held_out = split(texts[data], N_TRAIN, N_TEST + N_VALIDATION, seed)
-        labels = {"test": held_out.labels[:N_TEST], "validation": held_out.labels[N_TEST:]}
+        train, held_out = split(texts[data], N_TRAIN, N_TEST + N_VALIDATION, seed)
+        labels = {
+            "train": train.labels,
+            "test": held_out.labels[:N_TEST],
+            "validation": held_out.labels[N_TEST:],
+        }
         made[data, seed] = variants(folder, arms, labels)
     return made
 
@@ -93,9 +98,12 @@ def rows(found: Scores) -> list[dict[str, Any]]:
                 continue
             row: dict[str, Any] = {"data": group, **vars(variant), "measures": {}}
             for measure in MEASURES:
-                cell = {"value": mean_interval([found[s][variant][measure] for s in here])}
+                known = [s for s in here if measure in found[s][variant]]
+                if not known:
+                    continue
+                cell = {"value": mean_interval([found[s][variant][measure] for s in known])}
                 for name, reference in references(variant).items():
-                    pairs = [s for s in here if reference in found[s]]
+                    pairs = [s for s in known if measure in found[s].get(reference, {})]
                     if pairs and reference != variant:
                         cell[f"minus {name}"] = mean_interval(
                             [
@@ -126,7 +134,24 @@ def costs(runs: Mapping[Split, Mapping[str, dict[str, Any]]]) -> dict[str, Any]:
         decays = [r["decay"] for r in some if "decay" in r]
         if decays:
             summary[arm]["decay"] = decays
+    for arm, ratios in rows_over_lora(runs).items():
+        summary.setdefault(arm, {})["rows_over_lora"] = float(np.mean(ratios))
     return summary
+
+
+def rows_over_lora(runs: Mapping[Split, Mapping[str, dict[str, Any]]]) -> dict[str, list[float]]:
+    """Rows that an arm trained on, over those of plain LoRA on the same split."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for arms in runs.values():
+        passed = {arm: record["rows_trained"] for arm, record in arms.items()}
+        if all(arm in passed for arm in SEEDS_4):
+            passed["seeds-4"] = sum(passed[arm] for arm in SEEDS_4)
+        if LAPLACE in passed and "lora" in passed:  # built around a finished run
+            passed[LAPLACE] = passed["lora"]
+        if "lora" in passed:
+            for arm, rows in passed.items():
+                found[arm].append(rows / passed["lora"])
+    return found
 
 
 def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
