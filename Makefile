@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
+# One thread per worker: tiny models gain nothing from two, and two that compete lose much.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP = pyproject.toml constraints.txt
 
@@ -12,10 +14,10 @@ compare: $(VENV)/.compare  ## fine-tune, measure, bound, report
 	$(BIN)/lodrop compare $(ARGS)
 
 test: $(VENV)/.test lint  ## what a contributor and CI run
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.test lint  ## with the slow checks
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -27,7 +29,8 @@ test-oldest:  ## the oldest supported versions, in an environment of their own
 	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 	    -c .ci/constraints-oldest.txt -e '.[test]'
-	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -q -W default -m 'not slow' $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -n logical \
+	    -W default -m 'not slow' $(ARGS)
 
 figures: $(VENV)/.compare  ## redraw every figure and table from the committed records
 	$(BIN)/python -m paper_figures

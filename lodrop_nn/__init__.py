@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lodrop_nn.adapter.attach import attach_lora_dropout, detach_lora_dropout, mask_bank
     from lodrop_nn.adapter.config import LoraDropoutConfig
-    from lodrop_nn.adapter.report import adapted_layers, realized_sparsity
+    from lodrop_nn.adapter.report import adapted_layers, adapter_report, realized_sparsity
     from lodrop_nn.adapter.saving import load_adapter, save_adapter
     from lodrop_nn.config import RunConfig
     from lodrop_nn.masks.bank import MaskBank
@@ -42,6 +42,7 @@ _HOMES = {
     "MaskBank": "lodrop_nn.masks.bank",
     "MaskSettings": "lodrop_nn.masks.settings",
     "adapted_layers": "lodrop_nn.adapter.report",
+    "adapter_report": "lodrop_nn.adapter.report",
     "realized_sparsity": "lodrop_nn.adapter.report",
     # train
     "LoraDropoutTrainerMixin": "lodrop_nn.train.trainer",
@@ -91,6 +92,7 @@ __all__ = [
     "RunConfig",
     "SequenceScores",
     "adapted_layers",
+    "adapter_report",
     "add_replicas",
     "attach_lora_dropout",
     "backward_over_masks",
