@@ -72,10 +72,9 @@ class MaskedSVD(_SVDLayer):
         source = self.mask_sources.get(adapter_name)
         if source is None:
             return None
-        return source.bank.masks(
-            source.slot,
+        return source.masks(
+            x.shape,
             training=self.training,
-            n_rows=x.shape[0],
             device=x.device,
             dtype=self.lora_A[adapter_name].dtype,
         )

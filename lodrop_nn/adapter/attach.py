@@ -63,8 +63,8 @@ def attach_lora_dropout(
     Raises:
         TypeError: If ``model`` is not a PeftModel.
         ValueError: If an argument is outside its range, a key of ``rate_pattern`` matches no
-            layer, the adapter does not exist or has no LoRA layer to mask, or it already is a
-            LoRA variant (DoRA, another LoRA Dropout, ...).
+            layer, the adapter does not exist, is merged or has no LoRA layer to mask, or it
+            already is a LoRA variant (DoRA, another LoRA Dropout, ...).
         NotImplementedError: If the adapter has a layer of a kind that is not supported yet.
 
     Source:
@@ -88,6 +88,7 @@ def attach_lora_dropout(
         seed=seed,
         mask_embeddings=mask_embeddings,
     )
+    _check_unmerged(adapter_layers(model, adapter_name), adapter_name)
     return _attach(model, settings, adapter_name)
 
 
@@ -99,10 +100,12 @@ def detach_lora_dropout(model: PeftModel, adapter_name: str = "default") -> None
         adapter_name: The adapter to detach from.
 
     Raises:
-        ValueError: If the adapter does not exist or has no LoRA Dropout.
+        ValueError: If the adapter does not exist, has no LoRA Dropout or is merged.
     """
     layers = adapter_layers(model, adapter_name)
-    for bank in _banks(layers, adapter_name):
+    banks = _banks(layers, adapter_name)
+    _check_unmerged(layers, adapter_name)
+    for bank in banks:
         bank.unwatch()
     for name, layer in layers.items():
         kinds.uninstall(layer, name, adapter_name)
@@ -169,6 +172,19 @@ def _attach(model: PeftModel, settings: MaskSettings, adapter_name: str) -> Mask
     bank.watch(variant.pass_roots(model))
     accept_labels(model, adapter_name)
     return bank
+
+
+def _check_unmerged(layers: Mapping[str, LoraLayer], adapter_name: str) -> None:
+    """Refuse a merged adapter: masks do not reach it, and unmerging would take away another update.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if any(adapter_name in layer.merged_adapters for layer in layers.values()):
+        raise ValueError(
+            f"adapter {adapter_name!r} must not be merged into the base weights: call "
+            "`model.unmerge_adapter()` first."
+        )
 
 
 def _masked_layers(

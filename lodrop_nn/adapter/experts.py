@@ -84,28 +84,15 @@ class MaskedParamWrapper(ParamWrapper):
         """Column factors (experts, in) and row factors (experts, out), or None for the mean.
 
         Raises:
-            ValueError: If the pass has several masks.
+            InstanceLayoutError: If the pass has several masks.
         """
         source = self.mask_sources.get(adapter_name)
         if source is None or not self.is_activating:
             return None
         weight = self.lora_A[adapter_name].weight
-        masks = source.bank.masks(
-            source.slot,
-            training=self.training,
-            n_rows=1,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        masks = source.masks(None, training=self.training, device=weight.device, dtype=weight.dtype)
         if masks is None:
             return None
-        if masks[0].shape[0] != 1:
-            raise ValueError(
-                f"the experts of {source.bank.layers[source.slot].name!r} must have one mask per "
-                f"pass, got {masks[0].shape[0]}: the router regroups the rows that several masks "
-                "would be assigned to. Train with n_masks=1 and mask_scope='batch', or one pass "
-                "per mask; predict with one member per pass (`chunk=1`)."
-            )
         columns, rows = masks
         return columns.reshape(self.num_experts, -1), rows.reshape(self.num_experts, -1)
 

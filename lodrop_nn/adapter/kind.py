@@ -1,11 +1,15 @@
 """What LoRA Dropout must know of a kind of layer."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from lodrop_nn.masks import MaskBank
+from lodrop_nn.masks.draw import LayerFactors
 
 
 class Factors(NamedTuple):
@@ -32,8 +36,9 @@ class Factors(NamedTuple):
         return self.lora_B @ self.lora_A * self.scaling
 
 
-class Installed(NamedTuple):
-    """Where a layer takes its masks from.
+@dataclass(frozen=True, eq=False)
+class Installed:
+    """Where a layer takes its masks from; the layer alone keeps it.
 
     Attributes:
         bank: The masks of the adapter.
@@ -43,10 +48,45 @@ class Installed(NamedTuple):
     bank: MaskBank
     slot: int
 
+    def __post_init__(self) -> None:
+        self.bank.add_taker(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.bank.add_taker(self)
+
     @property
     def mean_factor(self) -> float:
         """Mean of the masked update over the stored update, in (0, 1]."""
         return self.bank.layers[self.slot].mean_factor
+
+    def masks(
+        self,
+        shape: Sequence[int] | None,
+        *,
+        training: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> LayerFactors | None:
+        """Masks that the layer must apply now, as factors, or None for the mean update.
+
+        Args:
+            shape: Shape of the layer's input, the rows first; None if the layer computes for all
+                rows at once.
+            training: Whether the layer is in training mode.
+            device: Where the factors are needed.
+            dtype: Of the layer's weights; factors are in float32 at least.
+
+        Raises:
+            InstanceLayoutError: If the layer cannot tell which rows belong to which mask.
+        """
+        n_rows = 1 if shape is None else shape[0]
+        masks = self.bank.masks(
+            self.slot, training=training, n_rows=n_rows, device=device, dtype=dtype
+        )
+        if masks is not None:
+            self.bank.check_layout(self.slot, masks[0].shape[0], shape)
+        return masks
 
 
 class LayerKind(Protocol):

@@ -56,7 +56,7 @@ def save_adapter(
             state_dict=state,
         )
         written = Path(temporary, "" if adapter_name == "default" else adapter_name)
-        _write_alpha(written / _PEFT_FILES[1], model.peft_config[adapter_name])
+        write_alpha(written / _PEFT_FILES[1], model.peft_config[adapter_name])
         for file in _PEFT_FILES:
             os.replace(written / file, folder / file)
     write_sidecar(folder, bank.settings, is_folded=True)
@@ -105,8 +105,13 @@ def load_adapter(
     return model
 
 
-def _write_alpha(path: Path, config: LoraConfig) -> None:
-    """Have the config on disk say the alpha of the model: lora_B holds the mean factor already."""
+def write_alpha(path: Path, config: LoraConfig) -> None:
+    """Have a config on disk say the alpha of the model: its factors need no other.
+
+    Args:
+        path: The ``adapter_config.json`` that PEFT wrote.
+        config: The config of the adapter in the model.
+    """
     content = json.loads(path.read_text(encoding="utf-8"))
     content |= {"lora_alpha": config.lora_alpha, "alpha_pattern": config.alpha_pattern}
     path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

@@ -42,10 +42,9 @@ class SlotMask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input of lora_A, masked if masks are due."""
         x = self.lora_dropout(x)
-        masks = self.source.bank.masks(
-            self.source.slot,
+        masks = self.source.masks(
+            x.shape,
             training=self.training,
-            n_rows=x.shape[0],
             device=x.device,
             dtype=x.dtype,
         )

@@ -49,10 +49,9 @@ class LoraDropoutVariant(LoraVariant):
     ) -> Tensor:
         """The layer's output: the base output plus the update, masked if masks are due."""
         x = self._prepared(module, active_adapter, x)
-        masks = self.source.bank.masks(
-            self.source.slot,
+        masks = self.source.masks(
+            x.shape,
             training=module.training,
-            n_rows=x.shape[0],
             device=x.device,
             dtype=self._weight(module, active_adapter).dtype,
         )

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool
@@ -15,6 +16,7 @@ from lodrop_nn.masks.contexts import Overridden
 from lodrop_nn.masks.draw import Coordinates, Draw, LayerFactors, LayerMasks, MaskedLayer
 from lodrop_nn.masks.hooks import batch_input, hook_passes, is_packed
 from lodrop_nn.masks.laws import draw_masks, iid_masks, seeded_generator
+from lodrop_nn.masks.layout import InstanceLayoutError, why_one_mask
 from lodrop_nn.masks.passes import MEMBER_STREAM, TrainingPasses
 from lodrop_nn.masks.settings import MaskSettings, check_count, check_law, check_seed
 
@@ -38,6 +40,9 @@ class MaskBank:
     Attributes:
         settings: The law of the masks.
         passes: The training passes seen and their masks.
+        one_mask_per_pass: Whether a layer was seen that cannot deal out the rows of a pass to
+            several masks (:class:`~lodrop_nn.masks.layout.InstanceLayoutError`): those who may
+            choose then give each mask a pass of its own.
 
     Example:
         >>> bank = MaskBank(MaskSettings(0.5))
@@ -51,17 +56,27 @@ class MaskBank:
         self.settings = settings
         self._layers: list[MaskedLayer] = []
         self.passes = TrainingPasses(settings, self._layers)
+        self.one_mask_per_pass = False
         self._is_zero = True  # no coordinate is ever dropped
         self._off = False
         self._frozen = False
         self._fixed: Draw | None = None
         self._hooks: list[RemovableHandle] = []
+        self._takers: WeakSet[object] = WeakSet()
+        self._had_takers = False
 
     def __getstate__(self) -> dict[str, Any]:
         # `merge_and_unload` leaves hooks on the base model, and so the bank; the handles of those
         # on PEFT's wrappers, which are gone by then, can be neither copied nor pickled.
         alive = [handle for handle in self._hooks if handle.hooks_dict_ref() is not None]
-        return {**vars(self), "_hooks": alive}
+        state = {**vars(self), "_hooks": alive}
+        del state["_takers"]  # their copies tell the copy of the bank
+        return state
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        # Takers may come before the rest, where hooks on a module lead to its layers.
+        vars(self).setdefault("_takers", WeakSet())
+        vars(self).update(state)
 
     def __repr__(self) -> str:
         return f"MaskBank({self.settings}, n_layers={len(self._layers)})"
@@ -322,6 +337,40 @@ class MaskBank:
             return self._layers[slot].split(self._fixed.to(device, dtype))
         return self.passes.masks(slot, n_rows, device, dtype)
 
+    def check_layout(self, slot: int, n_masks: int, shape: Sequence[int] | None) -> None:
+        """Refuse a layer whose input has lost the instances of a tiled pass, and remember it.
+
+        A batch that was not tiled is another matter: nothing happens then.
+
+        Args:
+            slot: What :meth:`register` returned for the layer.
+            n_masks: Masks that the layer is given, >= 1.
+            shape: Shape of its input, the rows first; None if it computes for all rows at once.
+
+        Raises:
+            InstanceLayoutError: If the layer cannot tell which rows belong to which mask.
+        """
+        if n_masks == 1 or (shape is not None and len(shape) > 1 and shape[0] % n_masks == 0):
+            return
+        # Read in this case only: a compiled layer would be compiled anew for other batches.
+        n_rows = self.passes.n_rows
+        if shape is None or (n_rows is not None and n_rows % n_masks == 0):
+            self.one_mask_per_pass = True
+            name = self._layers[slot].name
+            raise InstanceLayoutError(why_one_mask(name, n_masks, shape, n_rows))
+
+    def add_taker(self, taker: object) -> None:
+        """Remember an object as long as it lives: when the last is gone, no layer asks any more.
+
+        A bank that ever had one then stops watching by itself, since PEFT says nothing to it when
+        it merges, unloads or deletes the adapter.
+
+        Args:
+            taker: Through which a layer takes its masks from here.
+        """
+        vars(self).setdefault("_takers", WeakSet()).add(taker)
+        self._had_takers = True
+
     def watch(self, roots: Sequence[nn.Module]) -> None:
         """Draw when a forward pass enters one of these modules, given outermost first.
 
@@ -348,8 +397,13 @@ class MaskBank:
             ValueError: If the pass cannot be masked: it mixes adapters in one batch, or has no
                 batch dimension although each example needs a mask.
         """
+        if self._had_takers and not self._takers:  # the adapter is merged, unloaded or deleted
+            self.unwatch()
+            return
         if not self.passes.begin(depth) or not self._is_active(training):
             return
+        batch = batch_input(args, kwargs)
+        self.passes.n_rows = None if batch is None else batch.shape[0]
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "`adapter_names` (adapters mixed in one batch) regroups the rows that masks are "
@@ -361,7 +415,7 @@ class MaskBank:
                     "`mask_scope='example'` needs one row per example, got packed inputs, whose "
                     "rows hold several: use `mask_scope='batch'`, or pad instead of packing."
                 )
-            self.passes.draw_pass(batch_input(args, kwargs))
+            self.passes.draw_pass(batch)
 
     def end_pass(self, depth: int) -> None:
         """Called by the hooks after the forward pass of a root, also after one that raised."""

@@ -149,12 +149,10 @@ class Draw:
     ) -> Float[Tensor, "n_masks n_coordinates"]:
         """The factors, 0 where dropped; kept for the next layer, masks travel as single bytes."""
         place = (device, dtype)
-        if place in self._factors:
-            return self._factors[place]
-        factors = self._factors_at(place)
-        if not torch.is_inference_mode_enabled():  # a later pass may have to train with them
-            self._factors[place] = factors
-        return factors
+        if place not in self._factors:
+            with torch.inference_mode(False):  # a later pass may have to train with them
+                self._factors[place] = self._factors_at(place)
+        return self._factors[place]
 
     def _factors_at(self, place: Place) -> Tensor:
         device, dtype = place

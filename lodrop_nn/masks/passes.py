@@ -33,7 +33,8 @@ class TrainingPasses:
         n_drawn: Passes drawn so far, all that seeded masks depend on beside the seed.
         data_rank: Which share of each batch this process trains on, >= 0. Masks of scope
             ``"example"`` depend on it: different examples should not get the same masks.
-        draw: Masks of the latest pass.
+        n_rows: Leading dimension of the batch of the pass under way; None if it is not known.
+        draw: Masks of the latest pass in which a layer asked for some.
         alone: Masks of layers that were called outside any pass since then, by slot.
     """
 
@@ -43,12 +44,15 @@ class TrainingPasses:
         self.rate_multiplier = 1.0
         self.n_drawn = 0
         self.data_rank = 0
+        self.n_rows: int | None = None
         self.draw: Draw | None = None
         self.alone: dict[int, Draw] = {}
         self._n_alone = 0
         self._coordinates: tuple[int, float, Coordinates] | None = None  # of how many layers
         self._depth: int | None = None  # of the outermost root of the pass under way
         self._is_drawn = False  # whether that root's call drew masks
+        self._is_asked = False  # whether a layer has asked for them
+        self._before: tuple[Draw | None, dict[int, Draw]] = (None, {})  # what they replaced
         self._micro: int | None = None  # which mask a pass shows, where it shows one at a time
         self._joint: list[Draw] | None = None  # what the passes of the first micro-step drew
         self._n_micro = 0  # passes of the micro-step under way
@@ -67,13 +71,18 @@ class TrainingPasses:
         # that an interrupt left open is simply begun again.
         if self._depth is not None and depth > self._depth:
             return False
-        self._depth, self._is_drawn = depth, False
+        self._depth, self._is_drawn, self.n_rows = depth, False, None
         return True
 
     def end(self, depth: int) -> None:
         """A root is left, be it by an error."""
         if depth == self._depth:
-            self._depth, self._is_drawn = None, False
+            # A preference loss runs its reference, with the adapter disabled, between the forward
+            # and the backward pass of its policy, whose masks recomputation must see.
+            if self._is_drawn and not self._is_asked:
+                self.draw, self.alone = self._before
+            self._before = (None, {})
+            self._depth, self._is_drawn, self.n_rows = None, False, None
 
     def draw_pass(self, batch: Tensor | None) -> None:
         """Draw the masks of the pass that has begun.
@@ -91,6 +100,7 @@ class TrainingPasses:
             places = self.draw.places
         else:
             places = () if batch is None else ((batch.device, torch.float32),)
+        self._before, self._is_asked = (self.draw, self.alone), False
         self.draw = self._next_draw(None if batch is None else batch.shape[0])
         self.alone = {}
         self._is_drawn = True
@@ -115,6 +125,7 @@ class TrainingPasses:
             RuntimeError: If a recomputed layer finds no masks of the pass that it belongs to.
         """
         layer = self._layers[slot]
+        self._is_asked = True
         if not self._is_drawn and not in_backward():
             # Called past all roots (a bare block, a sub-module put in training mode by hand): the
             # layer draws for itself, and keeps the draw for a recomputation.
@@ -147,6 +158,22 @@ class TrainingPasses:
             )
         with Overridden((self, {"_micro": index, "_n_micro": 0})):
             yield
+
+    @contextlib.contextmanager
+    def rewound_on(self, error: type[Exception]) -> Iterator[None]:
+        """After an error of this kind, passes draw the masks again that they drew in the context.
+
+        Args:
+            error: The kind of error, which is raised on.
+        """
+        before = self.n_drawn, self._n_alone
+        state = torch.get_rng_state()  # read by masks without a seed
+        try:
+            yield
+        except error:
+            self.n_drawn, self._n_alone = before
+            torch.set_rng_state(state)
+            raise
 
     def _next_draw(self, n_rows: int | None) -> Draw:
         n_masks = self._n_masks(n_rows)

@@ -35,7 +35,8 @@ def ensemble_predict_batches(
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter whose masks are meant; it must be active and not merged.
         mask_law: How the members depend on each other.
-        chunk: Members per forward pass, >= 1; None chooses by memory and cache.
+        chunk: Members per forward pass, >= 1; None chooses by memory and cache, and takes one where
+            the model has a layer that serves no more.
         progress: Whether to draw a progress bar on standard error.
 
     Yields:

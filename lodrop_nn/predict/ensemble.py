@@ -92,15 +92,17 @@ def ensemble_predict(
         mask_law: How the members depend on each other. Under ``"balanced"`` four of them came as
             close to the infinite ensemble as 13 to 20 under ``"iid"`` on trained adapters
             (``tests/benchmarks/records/mask_variance.json``).
-        chunk: Members per forward pass, >= 1; None chooses by memory and cache. Where they do not
-            fit, fewer are taken. It changes memory and time, and the result within rounding.
+        chunk: Members per forward pass, >= 1; None chooses by memory and cache, and takes one where
+            the model has a layer that serves no more. Where they do not fit, fewer are taken. It
+            changes memory and time, and the result within rounding.
 
     Returns:
         The members' logits and what follows from them.
 
     Raises:
         ValueError: If an argument is outside its range, the adapter has no LoRA Dropout or would
-            have no effect, or the batch cannot be tiled.
+            have no effect, or the batch cannot be tiled. If ``chunk`` members are more than a layer
+            can serve in one pass, :class:`~lodrop_nn.masks.layout.InstanceLayoutError`.
 
     Source:
         Lin et al. (2024), arXiv:2404.09610, Eq. (8), which averages outputs; here the averaged
@@ -109,7 +111,6 @@ def ensemble_predict(
     inputs = one_pass_inputs(model, batch)
     with torch.no_grad(), ensemble_mode(model, n_masks, seed, adapter_name, mask_law) as bank:
         prefix = FrozenPrefix.below_the_adapter(model, bank)
-        chunk = members_per_pass(model, inputs, n_masks) if chunk is None else chunk
         logits = list(
             member_chunks(model, bank, prefix, inputs, n_masks=n_masks, chunk=chunk, read=_logits)
         )
@@ -123,7 +124,7 @@ def member_chunks(
     inputs: Mapping[str, Any],
     *,
     n_masks: int,
-    chunk: int,
+    chunk: int | None,
     read: Callable[[Any], Tensor],
 ) -> Iterator[Tensor]:
     """What the members of fixed masks return for a batch, some members at a time.
@@ -134,7 +135,8 @@ def member_chunks(
         prefix: What the members share.
         inputs: What the model reads, b rows.
         n_masks: N >= 1.
-        chunk: Members per pass, >= 1.
+        chunk: Members per pass, >= 1; None chooses by memory and cache, and takes one where the
+            model has a layer that serves no more.
         read: Makes a tensor with one row per row of the pass from the model's output.
 
     Yields:
@@ -147,7 +149,11 @@ def member_chunks(
             output = read(model(**tile_batch(inputs, n_copies)))
         return output.unflatten(0, (n_copies, -1))
 
-    yield from in_chunks(n_masks, chunk, run)
+    if chunk is not None:
+        yield from in_chunks(n_masks, chunk, run)
+        return
+    chosen = 1 if bank.one_mask_per_pass else members_per_pass(model, inputs, n_masks)
+    yield from in_chunks(n_masks, chosen, run, keep_chunk=False)
 
 
 def mean_predict(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lodrop_nn.adapter import kinds
 from lodrop_nn.adapter.attach import adapter_layers, mask_bank
+from lodrop_nn.adapter.saving import write_alpha
 from lodrop_nn.adapter.sidecar import WEIGHTS_NAME
 from lodrop_nn.config import MaskLaw
 from lodrop_nn.masks.draw import Coordinates
@@ -105,10 +106,12 @@ def _save_member(
     state = model.state_dict()
     for name, layer in adapter_layers(model, adapter_name).items():
         masks = kinds.installed(layer, name, adapter_name)
-        assert masks is not None  # the adapter has its bank
+        if masks is None:
+            continue  # an embedding that is not masked: plain LoRA in all members
         columns, rows = (half[0] for half in masks.bank.layers[masks.slot].split(member[None]))
         key_B = kinds.kind_of(layer, name).lora_B_key(name, adapter_name)
-        key_A = "lora_A".join(key_B.rsplit("lora_B", 1))
+        # Behind the layer's name, which may itself contain "_B.".
+        key_A = name + key_B[len(name) :].replace("_B.", "_A.", 1)
         state[key_A], state[key_B] = _masked(state[key_A], state[key_B], columns, rows)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -116,6 +119,7 @@ def _save_member(
             temporary, safe_serialization=True, selected_adapters=[adapter_name], state_dict=state
         )
         written = Path(temporary, "" if adapter_name == "default" else adapter_name)
+        write_alpha(written / "adapter_config.json", model.peft_config[adapter_name])
         for file in (WEIGHTS_NAME, "adapter_config.json"):
             os.replace(written / file, folder / file)
 
@@ -123,11 +127,13 @@ def _save_member(
 def _masked(lora_A: Tensor, lora_B: Tensor, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """New factors with their masks multiplied in."""
     # Experts have masks of their own, while PEFT keeps their factors side by side: A is
-    # (experts * r, in), B is (out, r * experts). Other layers are one expert.
+    # (experts * r, in), B is (out, r * experts). Other layers are one expert. Behind the inputs A
+    # may have positions, those of a convolution's kernel.
     n_experts = columns.numel() // lora_A.shape[1]
-    columns = columns.to(lora_A.device).reshape(n_experts, 1, -1)
+    positions = [1] * (lora_A.dim() - 2)
+    columns = columns.to(lora_A.device).reshape(n_experts, 1, -1, *positions)
     rows = rows.to(lora_B.device).reshape(n_experts, -1).T[:, None, :]
-    masked_A = lora_A.reshape(n_experts, -1, lora_A.shape[1]) * columns
+    masked_A = lora_A.reshape(n_experts, -1, *lora_A.shape[1:]) * columns
     masked_B = lora_B.reshape(lora_B.shape[0], -1, n_experts) * rows
     return (
         masked_A.reshape(lora_A.shape).to(lora_A.dtype),

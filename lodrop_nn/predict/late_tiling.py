@@ -106,26 +106,37 @@ class _Copies:
     def __init__(self, n_copies: int) -> None:
         self.n_copies = n_copies
         # Weak, or the hidden states of all blocks would stay in memory until the pass ends.
-        self._rows = WeakTensorKeyDictionary()
+        self._known = WeakTensorKeyDictionary()
 
     def rows(self, tensor: Tensor) -> Tensor | None:
         """The rows whose copies the tensor holds, None if its parts differ."""
-        if self.n_copies == 1:
-            return tensor
-        if tensor not in self._rows:
-            parts = tensor.unflatten(0, (self.n_copies, -1))
-            # Behind a mask they differ: two of them tell, and spare the full comparison.
-            equal = torch.equal(parts[0], parts[-1]) and bool((parts == parts[0]).all())
-            self._rows[tensor] = parts[0] if equal else None
-        return self._rows[tensor]
+        version, rows = self._known.get(tensor, (None, None))
+        if version != _version(tensor):
+            rows = self._compared(tensor)
+            self._note(tensor, rows)
+        return rows
 
     def of(self, rows: Tensor) -> Tensor:
-        """N copies of rows."""
-        if self.n_copies == 1:
-            return rows
+        """N copies of rows, a new tensor: a module may change its input in place."""
         tensor = rows.repeat(self.n_copies, *[1] * (rows.dim() - 1))
-        self._rows[tensor] = rows
+        self._note(tensor, rows)
         return tensor
+
+    def _compared(self, tensor: Tensor) -> Tensor | None:
+        if self.n_copies == 1:
+            return tensor
+        parts = tensor.unflatten(0, (self.n_copies, -1))
+        # Behind a mask they differ: two of them tell, and spare the full comparison.
+        equal = torch.equal(parts[0], parts[-1]) and bool((parts == parts[0]).all())
+        return parts[0] if equal else None
+
+    def _note(self, tensor: Tensor, rows: Tensor | None) -> None:
+        self._known[tensor] = (_version(tensor), rows)
+
+
+def _version(tensor: Tensor) -> object:
+    """Changes when the tensor is changed in place; equal to nothing where that is not known."""
+    return object() if tensor.is_inference() else tensor._version
 
 
 class _Known:
@@ -196,7 +207,8 @@ class _LayerOnce:
     def __init__(self, forward: Callable[[Tensor], Tensor], copies: _Copies) -> None:
         self.forward, self.copies = forward, copies
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        (x,) = (*args, *kwargs.values())  # named `input` by some
         if self.copies.n_copies > 1 and x.dim() > 1 and x.shape[0] % self.copies.n_copies == 0:
             rows = self.copies.rows(x)
             if rows is not None:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lodrop_nn.masks.layout import InstanceLayoutError
 from lodrop_nn.masks.settings import check_count
 
 T = TypeVar("T")
@@ -47,18 +48,23 @@ def members_per_pass(model: nn.Module, inputs: Mapping[str, Any], n_masks: int) 
     return -(-n_masks // n_passes)  # passes of about equal size
 
 
-def in_chunks(n_masks: int, chunk: int, run: Callable[[int, int], T]) -> Iterator[T]:
+def in_chunks(
+    n_masks: int, chunk: int, run: Callable[[int, int], T], *, keep_chunk: bool = True
+) -> Iterator[T]:
     """Results of chunks of members; a chunk that does not fit into memory is halved.
 
     Args:
         n_masks: Members, >= 1.
         chunk: Members per chunk, >= 1.
         run: Called with the first member of a chunk and one past its last.
+        keep_chunk: Whether a model that takes one mask per pass is an error for larger chunks; if
+            not, members go one by one from there on.
 
     Yields:
         What ``run`` returned, in the order of the members.
 
     Raises:
+        InstanceLayoutError: If the model takes one mask per pass, and chunks are to be kept.
         RuntimeError: If memory does not even suffice for one member (on CUDA
             ``torch.OutOfMemoryError``).
 
@@ -76,6 +82,10 @@ def in_chunks(n_masks: int, chunk: int, run: Callable[[int, int], T]) -> Iterato
             if stop - start == 1 or not _is_out_of_memory(error):
                 raise
             chunk = (stop - start) // 2
+        except InstanceLayoutError:
+            if keep_chunk:
+                raise
+            chunk = 1
         else:
             yield result
             start = stop

@@ -14,7 +14,6 @@ from torch import Tensor
 from lodrop_nn.config import MaskLaw
 from lodrop_nn.predict.ensemble import ensemble_mode, member_chunks, one_pass_inputs
 from lodrop_nn.predict.late_tiling import FrozenPrefix
-from lodrop_nn.predict.memory import members_per_pass
 
 _IGNORED = -100
 
@@ -123,7 +122,8 @@ def score_sequences(
         seed: Seed >= 0 of the members' masks.
         adapter_name: The adapter whose masks are meant; it must be active and not merged.
         mask_law: How the members depend on each other.
-        chunk: Members per forward pass, >= 1; None chooses by memory and cache.
+        chunk: Members per forward pass, >= 1; None chooses by memory and cache, and takes one where
+            the model has a layer that serves no more.
 
     Returns:
         The scores and what follows from them.
@@ -145,7 +145,6 @@ def score_sequences(
 
     with torch.no_grad(), ensemble_mode(model, n_masks, seed, adapter_name, mask_law) as bank:
         prefix = FrozenPrefix.below_the_adapter(model, bank)
-        chunk = members_per_pass(model, inputs, n_masks) if chunk is None else chunk
         with bank.off(), prefix.shared(1):
             mean = read(model(**inputs))
         members = torch.cat(

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.masks.layout import InstanceLayoutError
 from lodrop_nn.train.tiling import check_tileable, tile_batch
 
 MaskPasses = Literal["tiled", "micro", "auto"]
@@ -88,8 +89,9 @@ def backward_over_masks(
         bank: Masks of the adapter in training; they say what N is.
         risk: Mean loss of the batch that it is given, differentiable.
         batch: One row per example, not tiled.
-        mask_passes: ``"tiled"``, ``"micro"``, or ``"auto"`` to choose by the size of the batch;
-            see :func:`choose_passes`.
+        mask_passes: ``"tiled"``, ``"micro"``, or ``"auto"`` to choose by the size of the batch
+            (see :func:`choose_passes`) and take micro-steps, from the first batch that shows it, in
+            a model with a layer that serves one mask per pass.
         backward: Called with each loss; ``accelerator.backward`` under accelerate. Gradients of
             distributed training are right if each call averages over the ranks; it saves time to
             let all but the last skip that (``model.no_sync()``).
@@ -116,11 +118,12 @@ def backward_over_masks(
         >>> risk.requires_grad, bank.passes.n_drawn
         (False, 1)
     """
-    if choose_passes(batch, bank.n_masks, mask_passes) == "tiled":
+    if choose_passes(batch, bank.n_masks, ways_left(bank, mask_passes)) == "tiled":
         tiled = tile_batch(batch, bank.n_masks) if bank.n_masks > 1 else dict(batch)
-        mean = risk(tiled)
-        backward(mean)
-        return mean.detach()
+        mean = tiled_unless_refused(bank, lambda: risk(tiled), mask_passes)
+        if mean is not None:
+            backward(mean)
+            return mean.detach()
     shares = []
     for index in range(bank.n_masks):
         with bank.micro_pass(index):
@@ -128,6 +131,38 @@ def backward_over_masks(
             backward(share)
         shares.append(share.detach())
     return sum(shares[1:], shares[0])
+
+
+def ways_left(bank: MaskBank, mask_passes: MaskPasses) -> MaskPasses:
+    """How masks may pass: ``"auto"`` has no choice where a layer serves one mask per pass.
+
+    Args:
+        bank: Masks of the adapter in training.
+        mask_passes: What was asked for.
+    """
+    return "micro" if mask_passes == "auto" and bank.one_mask_per_pass else mask_passes
+
+
+def tiled_unless_refused(
+    bank: MaskBank, run: Callable[[], Tensor], mask_passes: MaskPasses
+) -> Tensor | None:
+    """What a tiled pass returns, or None if micro-steps, with the same masks, must replace it.
+
+    Args:
+        bank: Masks of the adapter in training.
+        run: Makes the pass; errors come before its backward pass, if it has one.
+        mask_passes: Only ``"auto"`` lets micro-steps replace it.
+
+    Raises:
+        InstanceLayoutError: If a layer serves one mask per pass, and the pass is to be tiled.
+    """
+    if mask_passes != "auto" or bank.n_masks == 1:
+        return run()
+    try:
+        with bank.passes.rewound_on(InstanceLayoutError):
+            return run()
+    except InstanceLayoutError:
+        return None
 
 
 def _n_tokens(batch: Mapping[str, Any]) -> int | None:

@@ -10,7 +10,13 @@ from torch.utils.data import DataLoader
 
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.train.callbacks import LoraDropoutCallback, training_bank
-from lodrop_nn.train.micro_steps import MaskPasses, check_mask_passes, choose_passes
+from lodrop_nn.train.micro_steps import (
+    MaskPasses,
+    check_mask_passes,
+    choose_passes,
+    tiled_unless_refused,
+    ways_left,
+)
 from lodrop_nn.train.tiling import tile_batch
 
 if TYPE_CHECKING:  # a mixin: the trainer is whatever it is mixed into
@@ -35,7 +41,8 @@ class LoraDropoutTrainerMixin(_Trainer):
         lora_dropout_adapter: The adapter whose masks are meant.
         mask_passes: ``"tiled"``, ``"micro"``, or ``"auto"`` to choose by the size of each batch
             (:func:`lodrop_nn.train.micro_steps.choose_passes`); several processes, which must
-            choose alike, then take micro-steps.
+            choose alike, then take micro-steps, and so does a model with a layer that serves one
+            mask per pass, from the step that shows it.
     """
 
     lora_dropout_adapter: str = "default"
@@ -64,6 +71,7 @@ class LoraDropoutTrainerMixin(_Trainer):
         """Accumulate the gradient of one batch, averaged over the masks; returns its loss.
 
         Raises:
+            InstanceLayoutError: If a layer serves one mask per pass, and passes must be tiled.
             NotImplementedError: If DeepSpeed is to train in micro-steps.
         """
         bank = self._lora_dropout_bank
@@ -72,7 +80,11 @@ class LoraDropoutTrainerMixin(_Trainer):
         n_masks = bank.n_masks
         if self._passes_of(inputs, n_masks) == "tiled":
             n_items = None if num_items_in_batch is None else num_items_in_batch * n_masks
-            return super().training_step(model, tile_batch(inputs, n_masks), n_items)
+            tiled, step = tile_batch(inputs, n_masks), super().training_step
+            ways = "tiled" if self.is_deepspeed_enabled else self.mask_passes
+            loss = tiled_unless_refused(bank, lambda: step(model, tiled, n_items), ways)
+            if loss is not None:
+                return loss
         if self.is_deepspeed_enabled:
             raise NotImplementedError(
                 "`mask_passes='micro'` does not work under DeepSpeed, whose engine steps the "
@@ -96,7 +108,8 @@ class LoraDropoutTrainerMixin(_Trainer):
         # and the metrics of some trainers communicate in each pass.
         if self.mask_passes == "auto" and self.args.world_size > 1:
             return "micro"
-        return choose_passes(inputs, n_masks, self.mask_passes)
+        bank, ways = self._lora_dropout_bank, self.mask_passes
+        return choose_passes(inputs, n_masks, ways if bank is None else ways_left(bank, ways))
 
     def _callback(self) -> LoraDropoutCallback:
         for callback in self.callback_handler.callbacks:

@@ -86,6 +86,22 @@ def test_two_passes_before_one_backward() -> None:
     assert not all(torch.allclose(actual[k], expected[k], rtol=1e-3, atol=1e-6) for k in expected)
 
 
+def test_a_pass_without_the_adapter_may_come_before_the_backward_pass() -> None:
+    """The reference of a preference loss, under TRL's default of gradient checkpointing."""
+
+    def prefer(model: PeftModel) -> dict[str, Tensor]:
+        logits = model(**inputs("llama")).logits
+        with torch.no_grad(), model.disable_adapter():
+            reference = model(**inputs("llama")).logits
+        (logits - reference).square().sum().backward()
+        return gradients(model)
+
+    model, bank = llama()
+    enable_checkpointing(model, use_reentrant=False)
+    assert_same(prefer(model), prefer(llama()[0]))
+    assert bank.passes.n_drawn == 2
+
+
 def test_a_checkpointed_pass_may_be_backed_after_its_context() -> None:
     def train(*, checkpointed: bool, inside: bool) -> dict[str, Tensor]:
         model, bank = llama()

@@ -200,10 +200,10 @@ def test_an_ensemble_takes_one_member_at_a_time(model: PeftModel) -> None:
     batch = tiny.inputs("llama")
     members = ensemble_predict(model, batch, n_masks=3, seed=0, chunk=1).member_logits
     for i in range(3):
-        with bank.fixed(3, 0), bank.members(i, i + 1):
+        with bank.fixed(3, 0, "balanced"), bank.members(i, i + 1):
             torch.testing.assert_close(members[i], logits(model))
     with pytest.raises(ValueError, match="must have one mask per pass, got 3"):
-        ensemble_predict(model, batch, n_masks=3, seed=0)
+        ensemble_predict(model, batch, n_masks=3, seed=0, chunk=3)
 
 
 @pytest.mark.parametrize("rescale", [True, False])

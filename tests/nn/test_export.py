@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lodrop_nn.adapter import attach_lora_dropout, detach_lora_dropout
@@ -90,6 +91,48 @@ def test_experts_and_adalora_are_exported_too(
         torch.testing.assert_close(predict(plain, x), member, rtol=1e-6, atol=1e-6)
 
 
+class Mixed(nn.Module):
+    """An embedding, a convolution with a kernel of several positions, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.words = nn.Embedding(11, 6)
+            self.conv = nn.Conv1d(6, 4, 3, padding=1)
+            self.head = nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        output: Tensor = self.head(self.conv(self.words(ids).mT).relu().mean(-1))
+        return output
+
+
+@pytest.mark.parametrize("mask_embeddings", [True, False])
+@pytest.mark.parametrize("adapter_name", ["default", "lora_B"])
+def test_convolutions_and_embeddings_are_exported_too(
+    mask_embeddings: bool, adapter_name: str, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=3, target_modules=["words", "conv", "head"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = get_peft_model(Mixed(), config, adapter_name=adapter_name).eval()
+        for layer in model.modules():  # PEFT begins embeddings with A = 0 all the same
+            if isinstance(layer, LoraLayer) and adapter_name in layer.lora_embedding_A:
+                nn.init.normal_(layer.lora_embedding_A[adapter_name])
+    attach_lora_dropout(
+        model, (0.5, 0.25), mask_embeddings=mask_embeddings, adapter_name=adapter_name
+    )
+    ids = torch.randint(11, (5, 7), generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"n_masks": N_MASKS, "seed": 4, "adapter_name": adapter_name}
+    members = ensemble_predict(model, {"ids": ids}, **options).member_logits
+    plain = plain_members(Mixed(), export_ensemble(model, tmp_path / "members", **options))
+    for i, member in enumerate(members):
+        plain.set_adapter(str(i))
+        with torch.no_grad():
+            torch.testing.assert_close(plain(ids), member, rtol=1e-5, atol=1e-6)
+    assert float((members[0] - members[1]).abs().max()) > 1e-3
+
+
 def test_one_batch_mixes_all_members(tmp_path: Path) -> None:
     model = adapted("bert")
     attach_lora_dropout(model, 0.4)
@@ -101,9 +144,16 @@ def test_one_batch_mixes_all_members(tmp_path: Path) -> None:
     torch.testing.assert_close(mixed, members.flatten(0, 1), rtol=1e-6, atol=1e-6)
 
 
-def test_a_named_adapter_of_the_config_exports_a_plain_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rescale", [True, False])  # without, PEFT writes the mean's `lora_alpha`
+def test_a_named_adapter_of_the_config_exports_a_plain_config(
+    rescale: bool, tmp_path: Path
+) -> None:
     config = LoraDropoutConfig(
-        dropout_rate=0.5, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False
+        dropout_rate=0.5,
+        rescale=rescale,
+        target_modules=["value"],
+        task_type="SEQ_CLS",
+        init_lora_weights=False,
     )
     model = get_peft_model(bert(), config, adapter_name="mine")
     folders = export_ensemble(model, tmp_path / "m", n_masks=2, seed=0, adapter_name="mine")
@@ -113,6 +163,7 @@ def test_a_named_adapter_of_the_config_exports_a_plain_config(tmp_path: Path) ->
     torch.testing.assert_close(
         predict(plain, inputs("bert")), members.member_logits[1], rtol=1e-6, atol=1e-6
     )
+    assert float(members.member_logits.diff(dim=0).abs().max()) > 1e-5
     written = json.loads((folders[0] / "adapter_config.json").read_text())
     expected = json.loads((_plain_config(tmp_path) / "adapter_config.json").read_text())
     assert written.keys() == expected.keys()
@@ -121,7 +172,7 @@ def test_a_named_adapter_of_the_config_exports_a_plain_config(tmp_path: Path) ->
 
 
 def _plain_config(tmp_path: Path) -> Path:
-    plain = get_peft_model(bert(), LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    plain = get_peft_model(bert(), LoraConfig(target_modules=["value"], task_type="SEQ_CLS"))
     plain.save_pretrained(str(tmp_path / "plain"))
     return tmp_path / "plain"
 

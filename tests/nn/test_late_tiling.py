@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from lodrop_nn.adapter import attach_lora_dropout
+from lodrop_nn.predict.ensemble import ensemble_predict
 from lodrop_nn.predict.first_token import first_token_only
 from lodrop_nn.predict.late_tiling import FrozenPrefix, mean_and_member_logits
 from lodrop_nn.train.tiling import tile_batch
@@ -173,6 +176,42 @@ def test_blocks_that_return_tuples_are_computed_once() -> None:
     with prefix.shared(1):
         assert block(2 * rows)[0].flatten().tolist() == [4.0, 20.0]
     assert block.rows == [2, 2, 2]
+
+
+class InPlace(nn.Module):
+    """A block that changes tensors in place, and names the input of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.down(self.gate(input=x).relu_() * self.up(x).relu_())
+        return x
+
+
+@pytest.mark.parametrize("inference", [True, False])
+@pytest.mark.parametrize("target", ["up", "down"])
+@pytest.mark.parametrize("n_frozen", [0, 1, 2])
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_blocks_may_change_tensors_in_place(
+    chunk: int, n_frozen: int, target: str, inference: bool
+) -> None:
+    config = LoraConfig(target_modules=[f"1.{n_frozen}.{target}"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        frozen = [nn.Sequential(nn.Linear(4, 4), InPlace())[:n] for n in (1, 2)[:n_frozen]]
+        base = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*frozen, InPlace()))
+        model = get_peft_model(base, config)
+    bank = attach_lora_dropout(model, 0.5)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    context = torch.inference_mode if inference else torch.no_grad
+    with context(), bank.fixed(4, seed=0, mask_law="balanced"):
+        plain = model(x.repeat(4, 1)).unflatten(0, (4, 3))
+    with context():
+        late = ensemble_predict(model, {"input": x}, n_masks=4, seed=0, chunk=chunk)
+    torch.testing.assert_close(late.member_logits, plain)
+    assert float((plain[0] - plain[1]).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -82,6 +82,18 @@ def test_masks_drawn_in_inference_mode_can_be_trained_with() -> None:
     assert torch.equal(weight.grad, masks[0].float())
 
 
+def test_factors_asked_for_in_inference_mode_are_kept_and_can_be_trained_with() -> None:
+    place = (torch.device("cpu"), torch.float64)
+    for context in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with context():
+            draw = Draw(iid_masks(2, HALF), torch.full((3,), 2.0))
+            factors = draw.to(*place)
+            assert draw.to(*place) is factors
+        weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        (weight * factors).sum().backward()
+        assert torch.equal(weight.grad, factors.sum(0))
+
+
 # -- action on the factors ------------------------------
 
 

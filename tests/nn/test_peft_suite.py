@@ -19,9 +19,10 @@ from typing import Any
 import peft
 import pytest
 import torch
+from packaging.version import Version
 
-from lodrop_nn.adapter import attach_lora_dropout
-from tests.nn.tiny import adapted, inputs
+from lodrop_nn.adapter import attach_lora_dropout, mask_bank
+from tests.nn.tiny import adapted, inputs, lora_config
 
 VERSION = "0.21.2"
 SHA256 = "b803ccfb3f3f316004d850284306687833a2235ea278fb56abc856203456142e"
@@ -101,3 +102,29 @@ def test_an_unloaded_model_can_be_copied() -> None:
     expected = merged(**inputs("bert")).logits
     for other in (copy.deepcopy(merged), pickle.loads(pickle.dumps(merged))):
         assert torch.equal(other(**inputs("bert")).logits, expected)
+
+
+@pytest.mark.parametrize("leave", ["merge_and_unload", "unload", "delete_adapter"])
+def test_no_masks_are_drawn_for_an_adapter_that_is_gone(leave: str) -> None:
+    if leave == "delete_adapter" and Version(peft.__version__) < Version("0.20"):
+        pytest.skip("peft 0.19 forgets to delete the variant together with its adapter")
+    model = adapted("bert")
+    bank = attach_lora_dropout(model, 0.5)
+    before = copy.deepcopy(model)
+    model.train()(**inputs("bert"))
+    if leave == "delete_adapter":
+        model.add_adapter("other", lora_config("bert"))
+        model.set_adapter("other")
+        model.delete_adapter("default")
+    else:
+        model = getattr(model, leave)()
+    gc.collect()
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other.train()(**inputs("bert"))
+        hooks = [(*x._forward_pre_hooks, *x._forward_hooks) for x in other.modules()]
+        assert not any(hooks)
+    assert bank.passes.n_drawn == 1
+    assert not bank.is_watching
+    # The copy has masks of its own, which it keeps.
+    before.train()(**inputs("bert"))
+    assert mask_bank(before).passes.n_drawn == 1
