@@ -31,6 +31,8 @@ class LoraDropoutConfig(LoraConfig):
     PEFT shows a config the layers but not the model. Until the first call of
     :func:`~lodrop_nn.adapter.attach.mask_bank` on the model, which the trainer mixin and the
     ensemble make, each layer therefore draws for itself when it runs, with the same law.
+    Recomputation under gradient checkpointing then sees a layer's latest masks: call ``mask_bank``
+    before training a model that uses a layer several times in a pass.
 
     It defines the first adapter of a model; PEFT grows further ones inside existing layers without
     asking the config, which is refused. For those, attach with

@@ -17,7 +17,7 @@ from lodrop_nn.masks.draw import Coordinates, Draw, LayerFactors, LayerMasks, Ma
 from lodrop_nn.masks.hooks import batch_input, hook_passes, is_packed
 from lodrop_nn.masks.laws import draw_masks, iid_masks, seeded_generator
 from lodrop_nn.masks.layout import InstanceLayoutError, why_one_mask
-from lodrop_nn.masks.passes import MEMBER_STREAM, TrainingPasses
+from lodrop_nn.masks.passes import JOINT_STREAM, MEMBER_STREAM, TrainingPasses
 from lodrop_nn.masks.settings import MaskSettings, check_count, check_law, check_seed
 
 
@@ -189,7 +189,7 @@ class MaskBank:
         check_law(mask_law)
         coordinates = Coordinates.of(self._layers)
         if mask_law != "iid":
-            return draw_masks(mask_law, n_masks, coordinates, seeded_generator(seed, MEMBER_STREAM))
+            return draw_masks(mask_law, n_masks, coordinates, seeded_generator(seed, JOINT_STREAM))
         streams = (seeded_generator(seed, MEMBER_STREAM, member) for member in range(n_masks))
         return torch.cat([iid_masks(1, coordinates.rates, stream) for stream in streams])
 

@@ -15,6 +15,9 @@ from lodrop_nn.masks.settings import MaskSettings
 # First element of the key of a random stream: members of an ensemble never share a stream with
 # training, even under the same seed.
 PASS_STREAM, ALONE_STREAM, MEMBER_STREAM = range(3)
+# Of members that depend on each other and so have one stream together: (2,) and (3,), the keys of
+# the initialization and the order of a run, are taken.
+JOINT_STREAM = 4
 
 
 class TrainingPasses:

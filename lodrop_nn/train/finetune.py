@@ -21,7 +21,7 @@ from lodrop_nn.masks.laws import seeded_generator
 from lodrop_nn.predict.late_tiling import FrozenPrefix
 from lodrop_nn.train.objective import masked_risk
 
-# Names of the random streams of a run, beside those of the mask bank (0 and 1).
+# Keys of the random streams of a run; those of its masks are in `lodrop_nn.masks.passes`.
 INITIALIZATION, ORDER = 2, 3
 
 

@@ -182,6 +182,25 @@ def test_merging_gives_the_mean_predictor(kind: str, rescale: bool) -> None:
     torch.testing.assert_close(base.eval()(**x).logits, mean, **close)
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+def test_merged_adapters_get_and_lose_no_masks(rescale: bool) -> None:
+    """Unmerging must take away the update that merging added."""
+    model = adapted("bert")
+    plain = copy.deepcopy(model.state_dict())
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="must not be merged into"):
+        attach_lora_dropout(model, 0.5, rescale=rescale)
+    model.unmerge_adapter()
+    attach_lora_dropout(model, 0.5, rescale=rescale)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="must not be merged into"):
+        detach_lora_dropout(model)
+    model.unmerge_adapter()
+    detach_lora_dropout(model)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=1e-6)
+
+
 def test_a_disabled_adapter_leaves_the_base_model() -> None:
     model = adapted("bert").train()
     attach_lora_dropout(model, 0.4)

@@ -282,6 +282,18 @@ def test_each_coordinate_is_dropped_in_its_share_of_members(n_masks, values, see
         assert bool((dropped <= torch.ceil(share - 1e-6)).all())
 
 
+@pytest.mark.parametrize("number", [0.0, 1 - 1e-9])
+@pytest.mark.parametrize("rate", [0.3, 0.7])  # in single precision above 3 / 10, below 7 / 10
+def test_rates_in_single_precision_are_the_shares_that_they_stand_for(
+    rate: float, number: float
+) -> None:
+    def extreme(*sizes: int) -> torch.Tensor:
+        return torch.full(sizes, number, dtype=torch.float64)
+
+    masks = spread(10, torch.tensor([rate], dtype=torch.float32), extreme)
+    assert int((~masks).sum()) == round(10 * rate)
+
+
 @given(p=st.floats(0.05, 0.95), n_masks=st.integers(1, 20), seed=seeds)
 def test_the_public_laws_keep_with_probability_one_minus_p_in_each_member(p, n_masks, seed) -> None:
     width = 4000

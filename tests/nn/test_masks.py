@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from lodrop_nn.masks import MaskBank, MaskSettings, iid_masks, masked_update, seeded_generator
+from lodrop_nn.masks.balanced import balanced_masks
 from lodrop_nn.masks.draw import Coordinates, Draw
+from lodrop_nn.masks.passes import ALONE_STREAM, JOINT_STREAM, MEMBER_STREAM, PASS_STREAM
 from lodrop_nn.masks.settings import Rate
+from lodrop_nn.train.finetune import INITIALIZATION, ORDER
 
 rates = st.floats(0.0, 0.95)
 rate_pairs = st.tuples(rates, rates)
@@ -92,6 +95,19 @@ def test_factors_asked_for_in_inference_mode_are_kept_and_can_be_trained_with() 
         weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
         (weight * factors).sum().backward()
         assert torch.equal(weight.grad, factors.sum(0))
+
+
+def test_no_two_streams_of_a_run_are_the_same() -> None:
+    """Masks of an ensemble must not depend on the weights that the same seed initialized."""
+    from_run = [(INITIALIZATION,), (ORDER,)]
+    of_passes = [(PASS_STREAM, i) for i in range(3)] + [(ALONE_STREAM, i, 0) for i in range(3)]
+    of_members = [(MEMBER_STREAM, i) for i in range(3)] + [(JOINT_STREAM,)]
+    keys = [*from_run, *of_passes, *of_members]
+    assert len({seeded_generator(5, *key).initial_seed() for key in keys}) == len(keys)
+    # The keys are those in use.
+    bank = bank_of((2, 3))
+    balanced = balanced_masks(4, HALF.new_full((5,), 0.5), seeded_generator(5, JOINT_STREAM))
+    assert torch.equal(bank.draw(4, 5, "balanced"), balanced)
 
 
 # -- action on the factors ------------------------------
@@ -310,12 +326,14 @@ def test_a_frozen_bank_trains_the_mean_and_keeps_its_ensembles() -> None:
     assert serve(bank, training=True) is not None
 
 
-def test_a_scheduled_rate_reaches_training_masks_only() -> None:
+@pytest.mark.parametrize("in_pass", [True, False])
+def test_a_scheduled_rate_reaches_training_masks_only(in_pass: bool) -> None:
     bank = bank_of((200, 200), seed=0)
     members = bank.draw(1, 0)
     bank.rate_multiplier = 0.2
     assert torch.equal(bank.draw(1, 0), members)
-    bank.begin_pass(0, True, (), {})
+    if in_pass:  # else the layer draws for itself
+        bank.begin_pass(0, True, (), {})
     factors = bank.masks(0, training=True, n_rows=4, device=CPU, dtype=torch.bfloat16)
     kept = torch.cat(factors, 1)
     assert kept.dtype == torch.float32

@@ -131,7 +131,7 @@ ALPHAS = [
     {},
     {"dropout_rate": (0.2, 0.5)},
     {"rate_pattern": PATTERN},
-    {"alpha_pattern": {"query": 5}},
+    {"alpha_pattern": {"value": 500}},
     {"use_rslora": True},
 ]
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from lodrop_nn.adapter import attach_lora_dropout, mask_bank
 from lodrop_nn.train.callbacks import LoraDropoutCallback, data_rank
-from lodrop_nn.train.schedule import linear_warmup
+from lodrop_nn.train.schedule import PiecewiseLinear, linear_warmup
 from lodrop_nn.train.tiling import tile_batch
 from lodrop_nn.train.trainer import LoraDropoutTrainerMixin
 from tests.nn.test_saving import config_of, from_config
@@ -400,6 +400,7 @@ def test_without_its_callback_a_resumed_training_would_repeat_masks(tmp_path: Pa
 
 def test_a_schedule_sets_the_rates_of_each_step(tmp_path: Path) -> None:
     seen = []
+    schedule = PiecewiseLinear(((0.0, 0.0), (0.5, 1.0), (0.75, 0.5)))
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -414,13 +415,13 @@ def test_a_schedule_sets_the_rates_of_each_step(tmp_path: Path) -> None:
             kind="bert",
             trainer=Trainer,
             max_steps=4,
-            callbacks=[LoraDropoutCallback(linear_warmup(0.5)), Watch()],
+            callbacks=[LoraDropoutCallback(schedule), Watch()],
         ).train()
-    assert [multiplier for multiplier, _ in seen] == [0.0, 0.5, 1.0, 1.0]
+    assert [multiplier for multiplier, _ in seen] == [0.0, 0.5, 1.0, 0.5]
     kept = [share for _, share in seen]
     assert kept[0] == 1.0
-    assert kept[1:] == pytest.approx([0.8, 0.6, 0.6], abs=0.1)
-    assert bank.rate_multiplier == 1.0
+    assert kept[1:] == pytest.approx([0.8, 0.6, 0.8], abs=0.1)
+    assert bank.rate_multiplier == 1.0  # full again after training
 
 
 def assert_refused(message: str, model: PeftModel, folder: Path, **options: Any) -> None:

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from lodrop_nn.masks import MaskBank
-from lodrop_nn.measure.calibration import brier_scores, calibration_error
 from lodrop_nn.masks.contexts import evaluation_mode
+from lodrop_nn.measure.calibration import brier_scores, calibration_error
 from tests.benchmarks.quality.adapters import ShortModel
 from tests.benchmarks.quality.arms import Arm
 from tests.benchmarks.quality.problem import EVALUATION_BATCH, Rows

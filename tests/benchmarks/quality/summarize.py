@@ -2,12 +2,10 @@
 
 Run     python -m tests.benchmarks.quality.summarize
 Reads   runs/quality
-Writes  tests/benchmarks/records/quality.json, quality.csv and quality.md
+Writes  tests/benchmarks/records/quality.json; prints the pooled table
 """
 
 import argparse
-import csv
-import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -154,17 +152,13 @@ def rows_over_lora(runs: Mapping[Split, Mapping[str, dict[str, Any]]]) -> dict[s
     return found
 
 
-def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """One line per data set, variant, measure and reference."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    key = ("data", "arm", "predictor", "epoch", "tempered")
-    writer.writerow((*key, "measure", "quantity", "mean", "low", "high", "n"))
-    for row in table:
-        for measure, cells in row["measures"].items():
-            for quantity, cell in cells.items():
-                writer.writerow((*(row[k] for k in key), measure, quantity, *cell.values()))
-    return text.getvalue()
+def rounded(value: Any) -> Any:
+    """The same content with numbers of six significant digits: more would be noise."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def as_markdown(table: Sequence[Mapping[str, Any]]) -> str:
@@ -219,10 +213,8 @@ def main() -> None:
         "splits": splits,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(rounded(results), sort_keys=True, allow_nan=False) + "\n"
     (options.out / "quality.json").write_text(text, encoding="utf-8")
-    (options.out / "quality.csv").write_text(as_csv(table), encoding="utf-8")
-    (options.out / "quality.md").write_text(as_markdown(table), encoding="utf-8")
     print(as_markdown(table))
 
 
