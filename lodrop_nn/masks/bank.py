@@ -3,25 +3,25 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lodrop_nn.config import MaskLaw, MaskScope
+from lodrop_nn.config import MaskLaw
 from lodrop_nn.masks.contexts import Overridden
-from lodrop_nn.masks.draw import Coordinates, Draw, LayerFactors, LayerMasks, MaskedLayer
+from lodrop_nn.masks.draw import Coordinates, Draw, LayerFactors
 from lodrop_nn.masks.hooks import batch_input, hook_passes, is_packed
-from lodrop_nn.masks.laws import draw_masks, iid_masks, seeded_generator
 from lodrop_nn.masks.layout import InstanceLayoutError, why_one_mask
-from lodrop_nn.masks.passes import JOINT_STREAM, MEMBER_STREAM, TrainingPasses
-from lodrop_nn.masks.settings import MaskSettings, check_count, check_law, check_seed
+from lodrop_nn.masks.passes import TrainingPasses
+from lodrop_nn.masks.settings import MaskSettings
+from lodrop_nn.masks.table import MaskedLayers
 
 
-class MaskBank:
+class MaskBank(MaskedLayers):
     """The masks of one LoRA adapter.
 
     While the model trains, each forward pass draws new masks: ``n_masks`` of them (scope
@@ -53,11 +53,9 @@ class MaskBank:
     """
 
     def __init__(self, settings: MaskSettings) -> None:
-        self.settings = settings
-        self._layers: list[MaskedLayer] = []
+        super().__init__(settings)
         self.passes = TrainingPasses(settings, self._layers)
         self.one_mask_per_pass = False
-        self._is_zero = True  # no coordinate is ever dropped
         self._off = False
         self._frozen = False
         self._fixed: Draw | None = None
@@ -82,42 +80,6 @@ class MaskBank:
         return f"MaskBank({self.settings}, n_layers={len(self._layers)})"
 
     @property
-    def dropout_rate(self) -> float:
-        """Probability p in [0, 1) that a coordinate is dropped, where all have the same.
-
-        Raises:
-            ValueError: If layers, or inputs and outputs, have different rates.
-        """
-        rates = {rate for x in self._layers for rate in (x.input_rate, x.output_rate)}
-        rates = rates or set(self.settings.rates_of(""))
-        if len(rates) > 1:
-            raise ValueError(
-                "`dropout_rate` is asked for, but the adapter has several rates, from "
-                f"{min(rates)} to {max(rates)}: read them from `bank.layers`."
-            )
-        return rates.pop()
-
-    @property
-    def n_masks(self) -> int:
-        """N, masks per training pass."""
-        return self.settings.n_masks
-
-    @property
-    def mask_scope(self) -> MaskScope:
-        """Whether a training mask serves the whole batch or one example."""
-        return self.settings.mask_scope
-
-    @property
-    def rescale(self) -> bool:
-        """Whether kept coordinates are divided by 1 - p."""
-        return self.settings.rescale
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the training masks."""
-        return self.settings.seed
-
-    @property
     def rate_multiplier(self) -> float:
         """Number in [0, 1] that multiplies the rates of training masks: 1 unless scheduled.
 
@@ -131,7 +93,7 @@ class MaskBank:
 
     @rate_multiplier.setter
     def rate_multiplier(self, value: float) -> None:
-        if not 0.0 <= value <= 1.0:  # false for NaN
+        if not isinstance(value, Real) or not 0.0 <= value <= 1.0:  # false for NaN
             raise ValueError(f"`rate_multiplier` must be in [0, 1], got {value!r}.")
         if not self.rescale and value != self.passes.rate_multiplier:
             raise ValueError(
@@ -139,63 +101,6 @@ class MaskBank:
                 f"masked update would change with it), got {value!r}: use `rescale=True`."
             )
         self.passes.rate_multiplier = float(value)
-
-    @property
-    def layers(self) -> tuple[MaskedLayer, ...]:
-        """The layers that the bank has masks for, in the order of their columns in a draw."""
-        return tuple(self._layers)
-
-    @property
-    def n_coordinates(self) -> int:
-        """Input and output coordinates of all layers together."""
-        return sum(layer.width for layer in self._layers)
-
-    def register(self, name: str, in_features: int, out_features: int) -> int:
-        """Reserve the masks of a layer and return the slot under which it asks for them."""
-        input_rate, output_rate = self.settings.rates_of(name)
-        layer = MaskedLayer(
-            name=name,
-            in_features=in_features,
-            out_features=out_features,
-            offset=self.n_coordinates,
-            input_rate=input_rate,
-            output_rate=output_rate,
-            rescale=self.rescale,
-        )
-        self._layers.append(layer)
-        self._is_zero = self._is_zero and input_rate == output_rate == 0.0
-        return len(self._layers) - 1
-
-    def draw(
-        self, n_masks: int, seed: int, mask_law: MaskLaw = "iid"
-    ) -> Bool[Tensor, "n_masks n_coordinates"]:
-        """Masks of the members of a seeded ensemble, as :meth:`fixed` holds them.
-
-        Args:
-            n_masks: Number of members, >= 1.
-            seed: Seed >= 0.
-            mask_law: How the members depend on each other; that of training masks does not matter.
-
-        Returns:
-            True where a coordinate is kept, on the CPU: neither the batch nor the device matters.
-            With i.i.d. masks member i is a function of (seed, i) alone, so a larger ensemble
-            extends a smaller one; under the other laws it also depends on the number of members.
-
-        Raises:
-            ValueError: If an argument is outside its range.
-        """
-        check_count("n_masks", n_masks)
-        check_seed("seed", seed)
-        check_law(mask_law)
-        coordinates = Coordinates.of(self._layers)
-        if mask_law != "iid":
-            return draw_masks(mask_law, n_masks, coordinates, seeded_generator(seed, JOINT_STREAM))
-        streams = (seeded_generator(seed, MEMBER_STREAM, member) for member in range(n_masks))
-        return torch.cat([iid_masks(1, coordinates.rates, stream) for stream in streams])
-
-    def split(self, masks: Bool[Tensor, "n_masks n_coordinates"], slot: int) -> LayerMasks:
-        """Column masks (of A) and row masks (of B) of one layer in a draw."""
-        return self._layers[slot].split(masks)
 
     @contextlib.contextmanager
     def fixed(
@@ -211,7 +116,8 @@ class MaskBank:
         Args:
             n_masks: Number of members, >= 1.
             seed: Seed >= 0; see :meth:`draw`.
-            mask_law: How the members depend on each other; that of training masks does not matter.
+            mask_law: How the members depend on each other; ``ensemble_predict`` and its like take
+                ``"balanced"`` unless told otherwise.
 
         Yields:
             The bank.

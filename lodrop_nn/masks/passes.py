@@ -62,11 +62,11 @@ class TrainingPasses:
 
     def state_dict(self) -> dict[str, int]:
         """What a resumed training needs to continue seeded masks, as accelerate saves it."""
-        return {"n_drawn": self.n_drawn}
+        return {"n_drawn": self.n_drawn, "n_alone": self._n_alone}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from a :meth:`state_dict`."""
-        self.n_drawn = int(state["n_drawn"])
+        self.n_drawn, self._n_alone = int(state["n_drawn"]), int(state["n_alone"])
 
     def begin(self, depth: int) -> bool:
         """A root is entered; whether that begins a pass."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 
@@ -30,12 +31,10 @@ class PiecewiseLinear:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        fractions = [fraction for fraction, _ in self.points]
-        inside = all(0.0 <= number <= 1.0 for point in self.points for number in point)
-        if not (self.points and inside and all(a < b for a, b in pairwise(fractions))):
+        if not _are_points(self.points):
             raise ValueError(
-                "`points` must be pairs of numbers in [0, 1] with strictly increasing first "
-                f"entries, got {self.points!r}."
+                "`points` must be a tuple of pairs of numbers in [0, 1] with strictly increasing "
+                f"first entries, got {self.points!r}."
             )
 
     def __call__(self, fraction: float) -> float:
@@ -51,6 +50,24 @@ class PiecewiseLinear:
         return min(max(level, 0.0), 1.0)  # rounding may pass an end by its last bit
 
 
+def _are_points(points: object) -> bool:
+    if not isinstance(points, tuple) or not points:
+        return False
+    for point in points:
+        if not isinstance(point, tuple) or len(point) != 2:
+            return False
+        if not all(isinstance(number, Real) and 0.0 <= number <= 1.0 for number in point):
+            return False
+    return all(a < b for (a, _), (b, _) in pairwise(points))
+
+
+def _check_fraction(
+    name: str, value: object, accepted: str, inside: Callable[[float], bool]
+) -> None:
+    if not isinstance(value, Real) or not inside(float(value)):
+        raise ValueError(f"`{name}` must be in {accepted}, got {value!r}.")
+
+
 def linear_warmup(until: float) -> PiecewiseLinear:
     """A schedule whose rates rise linearly from 0 and are full from a trained fraction on.
 
@@ -64,8 +81,7 @@ def linear_warmup(until: float) -> PiecewiseLinear:
         >>> linear_warmup(0.1)(0.05)
         0.5
     """
-    if not 0.0 < until <= 1.0:
-        raise ValueError(f"`until` must be in (0, 1], got {until!r}.")
+    _check_fraction("until", until, "(0, 1]", lambda value: 0.0 < value <= 1.0)
     return PiecewiseLinear(((0.0, 0.0), (until, 1.0)))
 
 
@@ -82,6 +98,5 @@ def linear_decay(after: float = 0.0) -> PiecewiseLinear:
         >>> linear_decay(0.5)(0.75)
         0.5
     """
-    if not 0.0 <= after < 1.0:
-        raise ValueError(f"`after` must be in [0, 1), got {after!r}.")
+    _check_fraction("after", after, "[0, 1)", lambda value: 0.0 <= value < 1.0)
     return PiecewiseLinear(((after, 1.0), (1.0, 0.0)))

@@ -71,7 +71,7 @@ def ways_to_predict(blocks: str, x: dict[str, Tensor]) -> dict[str, Callable[[],
 
     def sequential() -> Tensor:
         members = []
-        with torch.no_grad(), bank.fixed(N_MASKS, 0):
+        with torch.no_grad(), bank.fixed(N_MASKS, 0, "balanced"):
             for i in range(N_MASKS):
                 with bank.members(i, i + 1):
                     members.append(model(**x).logits)
@@ -161,7 +161,7 @@ def generation(blocks: str, repeats: int) -> dict[str, Any]:
 
     def sequential() -> Tensor:
         sequences = []
-        with bank.fixed(N_WRITERS, 0):
+        with bank.fixed(N_WRITERS, 0, "balanced"):
             for i in range(N_WRITERS):
                 with bank.members(i, i + 1):
                     sequences.append(model.generate(**x, **options))

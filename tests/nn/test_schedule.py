@@ -40,10 +40,20 @@ def test_warmup_rises_and_decay_falls_in_mirror_image(share: float, fraction: fl
 
 
 @pytest.mark.parametrize(
-    "points", [(), ((0.0, 1.5),), ((0.5, 1.0), (0.5, 0.0)), ((0.0, math.nan),), ((-0.1, 1.0),)]
+    "points",
+    [
+        (),
+        ((0.0, 1.5),),
+        ((0.5, 1.0), (0.5, 0.0)),
+        ((0.0, math.nan),),
+        ((-0.1, 1.0),),
+        ((0.0, 1.0, 2.0),),
+        [(0.0, 1.0)],
+        "ab",
+    ],
 )
 def test_points_that_define_no_schedule_are_refused(points: tuple) -> None:
-    with pytest.raises(ValueError, match="`points` must be pairs of numbers in"):
+    with pytest.raises(ValueError, match="`points` must be a tuple of pairs of numbers in"):
         PiecewiseLinear(points)
 
 
@@ -52,6 +62,8 @@ def test_arguments_outside_their_range_are_refused() -> None:
         linear_warmup(0.5)(math.nan)
     with pytest.raises(ValueError, match=r"`until` must be in \(0, 1\], got 0.0"):
         linear_warmup(0.0)
+    with pytest.raises(ValueError, match=r"`until` must be in \(0, 1\], got 'a'"):
+        linear_warmup("a")
     with pytest.raises(ValueError, match=r"`after` must be in \[0, 1\), got 1.0"):
         linear_decay(1.0)
 
