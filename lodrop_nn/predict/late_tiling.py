@@ -125,6 +125,9 @@ class _Copies:
     def _compared(self, tensor: Tensor) -> Tensor | None:
         if self.n_copies == 1:
             return tensor
+        if tensor.requires_grad:
+            # Equal values are not equal derivatives: with lora_B = 0 no mask shows in the values.
+            return None
         parts = tensor.unflatten(0, (self.n_copies, -1))
         # Behind a mask they differ: two of them tell, and spare the full comparison.
         equal = torch.equal(parts[0], parts[-1]) and bool((parts == parts[0]).all())

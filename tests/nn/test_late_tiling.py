@@ -1,6 +1,7 @@
 """Shared prefixes and skipped tokens change the cost and nothing else."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from lodrop_nn.adapter import attach_lora_dropout
 from lodrop_nn.predict.ensemble import ensemble_predict
@@ -78,6 +80,34 @@ def test_equal_to_plain_tiling_for_any_size(n_masks: int, rows: int, seed: int) 
 
     torch.testing.assert_close(late[1], plain[1], rtol=1e-9, atol=1e-12)
     assert late[1].shape[0] == n_masks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("adapted_layers", [(2,), (1, 2), (0, 2)])
+@pytest.mark.parametrize("starts_at_zero", [True, False])
+def test_gradients_are_those_of_plain_tiling(
+    kind: str, adapted_layers: tuple[int, ...], starts_at_zero: bool
+) -> None:
+    """Also where lora_B = 0: what the masks touch then has equal values and unequal derivatives."""
+    model, bank = adapted_classifier(kind, 0.4, adapted_layers=adapted_layers)
+    if starts_at_zero:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.zeros_(parameter)
+    prefix = FrozenPrefix.below_the_adapter(model, bank)
+    batch = padded_batches(3, batch_size=3)[0]
+    found = []
+    for context in (nullcontext(), prefix.shared(4, keep=False)):
+        model.zero_grad()
+        with bank.fixed(4, 1), context:
+            logits = model.train()(**tile_batch(inputs_of(batch), 4)).logits
+            cross_entropy(logits, batch["labels"].repeat(4)).backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    plain, shared = found
+    assert plain.keys() == shared.keys()
+    assert any(float(g.abs().max()) > 1e-6 for n, g in plain.items() if "lora_B" in n)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -387,7 +387,7 @@ def test_without_its_callback_a_resumed_training_would_repeat_masks(tmp_path: Pa
     train_until(3, tmp_path / "parts", trainer=Trainer, seed=3)
     state = tmp_path / "parts" / "checkpoint-3" / "trainer_state.json"
     content = json.loads(state.read_text())
-    assert content["stateful_callbacks"].pop("lora_dropout") == {"n_drawn": 6}
+    assert content["stateful_callbacks"].pop("lora_dropout") == {"n_drawn": 6, "n_alone": 0}
     state.write_text(json.dumps(content))
     resumed, n_drawn = train_until(6, tmp_path / "parts", trainer=Trainer, resume=True, seed=3)
     assert n_drawn == 6
