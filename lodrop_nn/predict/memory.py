@@ -12,9 +12,9 @@ from lodrop_nn.masks.settings import check_count
 T = TypeVar("T")
 
 # On a CPU a pass only has to be large enough to hide the cost of calling the layers; beyond, its
-# hidden states fall out of the cache. (MiniLM, one thread, 16 members of 26 tokens: for 1 example
-# 16 members per pass are the fastest, for 8 examples 4 to 16, for 32 examples 2 to 4.)
-_CPU_TOKENS = 2048
+# hidden states fall out of the cache. (MiniLM, one thread, 16 members: for 8 examples of 23 tokens
+# 4 to 8 members per pass are the fastest, for 16 of 26 tokens 2 to 4, for 32 of 26 tokens 1 to 2.)
+_CPU_TOKENS = 1024
 # Activations that are alive at once, in units of the widest layer's output, and the share of the
 # free memory that they may take. A guess: when it is wrong, `in_chunks` takes fewer members.
 _WIDEST_OUTPUTS, _SHARE = 4, 0.5

@@ -48,6 +48,7 @@ def add_replicas(
     weights = get_peft_model_state_dict(model, adapter_name=start)
     for name, law in masks.items():
         model.add_adapter(name, copy.deepcopy(config))
-        set_peft_model_state_dict(model, weights, adapter_name=name)
+        # A copy: PEFT 0.19 takes entries out of what it is given.
+        set_peft_model_state_dict(model, dict(weights), adapter_name=name)
         if law is not None:
             attach_lora_dropout(model, adapter_name=name, **law.as_json())
