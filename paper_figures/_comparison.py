@@ -12,6 +12,7 @@ from lodrop_theory.records import write_bytes_atomically
 HERE = Path(__file__).parent
 RECORDS = HERE / "records" / "movie-reviews"
 OUT = HERE / "out"
+BENCHMARKS = HERE.parent / "tests" / "benchmarks" / "records"
 DELTA = 0.05
 
 
