@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from lodrop_nn.adapter import kinds
 from lodrop_nn.adapter.attach import adapter_layers, attach_lora_dropout, mask_bank
@@ -47,20 +47,31 @@ def save_adapter(
         state[key] = state[key] * _mean_factor(layer, name, adapter_name)  # the model keeps its own
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    write_plain_adapter(model, adapter_name, state, folder)
+    write_sidecar(folder, bank.settings, is_folded=True)
+    return folder
+
+
+def write_plain_adapter(
+    model: PeftModel, adapter_name: str, state: dict[str, Tensor], folder: Path
+) -> None:
+    """Write what plain PEFT loads as an adapter: its weights and its config, each at once.
+
+    Args:
+        model: The model.
+        adapter_name: One of its adapters.
+        state: State dictionary of the model, with the weights to write.
+        folder: An existing folder; its files of the same names are replaced.
+    """
     # PEFT writes into a folder beside the files that it would replace, one by one, in place.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         model.save_pretrained(
-            temporary,
-            safe_serialization=True,
-            selected_adapters=[adapter_name],
-            state_dict=state,
+            temporary, safe_serialization=True, selected_adapters=[adapter_name], state_dict=state
         )
         written = Path(temporary, "" if adapter_name == "default" else adapter_name)
-        write_alpha(written / _PEFT_FILES[1], model.peft_config[adapter_name])
+        _write_alpha(written / _PEFT_FILES[1], model.peft_config[adapter_name])
         for file in _PEFT_FILES:
             os.replace(written / file, folder / file)
-    write_sidecar(folder, bank.settings, is_folded=True)
-    return folder
 
 
 def load_adapter(
@@ -105,7 +116,7 @@ def load_adapter(
     return model
 
 
-def write_alpha(path: Path, config: LoraConfig) -> None:
+def _write_alpha(path: Path, config: LoraConfig) -> None:
     """Have a config on disk say the alpha of the model: its factors need no other.
 
     Args:

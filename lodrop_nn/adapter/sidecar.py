@@ -69,7 +69,7 @@ def write_sidecar(
         "masks": settings.as_json(),
         "is_folded": is_folded,
         "alpha_as_trained": None if alpha_as_trained is None else dict(alpha_as_trained),
-        "weights_sha256": _sha256(folder / WEIGHTS_NAME),
+        "weights_sha256": weights_sha256(folder),
     }
     content["digest"] = content_hash(content)
     text = json.dumps(content, indent=2) + "\n"
@@ -112,7 +112,7 @@ def read_sidecar(folder: Path) -> SideCar:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterFileError(f"{path} does not describe masks: {error}") from error
-    if sidecar.weights_sha256 != _sha256(folder / WEIGHTS_NAME):
+    if sidecar.weights_sha256 != weights_sha256(folder):
         raise AdapterFileError(
             f"{path} was not written for the {WEIGHTS_NAME} beside it: the weights are missing, "
             "were replaced, or saving was interrupted."
@@ -128,7 +128,9 @@ def _digest(content: dict[str, Any]) -> str | None:
         return None
 
 
-def _sha256(path: Path) -> str | None:
+def weights_sha256(folder: Path) -> str | None:
+    """SHA-256 of the weights of a saved adapter, or None if there are none."""
+    path = folder / WEIGHTS_NAME
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -1,6 +1,5 @@
 """Members of an ensemble as ordinary LoRA adapters, for plain PEFT and for serving engines."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from lodrop_nn.adapter import kinds
 from lodrop_nn.adapter.attach import adapter_layers, mask_bank
-from lodrop_nn.adapter.saving import write_alpha
-from lodrop_nn.adapter.sidecar import WEIGHTS_NAME
+from lodrop_nn.adapter.saving import write_plain_adapter
+from lodrop_nn.adapter.sidecar import weights_sha256
 from lodrop_nn.config import MaskLaw
 from lodrop_nn.masks.draw import Coordinates
 from lodrop_theory.records import content_hash, write_bytes_atomically
@@ -88,8 +87,7 @@ def export_ensemble(
             "seed": seed,
             "mask_law": mask_law,
             "members": [
-                {"folder": name, "weights_sha256": _sha256(content / name / WEIGHTS_NAME)}
-                for name in names
+                {"folder": name, "weights_sha256": weights_sha256(content / name)} for name in names
             ],
         }
         index["digest"] = content_hash(index)
@@ -114,14 +112,7 @@ def _save_member(
         key_A = name + key_B[len(name) :].replace("_B.", "_A.", 1)
         state[key_A], state[key_B] = _masked(state[key_A], state[key_B], columns, rows)
     folder.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        model.save_pretrained(
-            temporary, safe_serialization=True, selected_adapters=[adapter_name], state_dict=state
-        )
-        written = Path(temporary, "" if adapter_name == "default" else adapter_name)
-        write_alpha(written / "adapter_config.json", model.peft_config[adapter_name])
-        for file in (WEIGHTS_NAME, "adapter_config.json"):
-            os.replace(written / file, folder / file)
+    write_plain_adapter(model, adapter_name, state, folder)
 
 
 def _masked(lora_A: Tensor, lora_B: Tensor, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,8 +130,3 @@ def _masked(lora_A: Tensor, lora_B: Tensor, columns: Tensor, rows: Tensor) -> tu
         masked_A.reshape(lora_A.shape).to(lora_A.dtype),
         masked_B.reshape(lora_B.shape).to(lora_B.dtype),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

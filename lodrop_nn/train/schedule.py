@@ -56,7 +56,7 @@ def _are_points(points: object) -> bool:
     for point in points:
         if not isinstance(point, tuple) or len(point) != 2:
             return False
-        if not all(isinstance(number, Real) and 0.0 <= number <= 1.0 for number in point):
+        if not all(isinstance(number, Real) and 0.0 <= float(number) <= 1.0 for number in point):
             return False
     return all(a < b for (a, _), (b, _) in pairwise(points))
 
