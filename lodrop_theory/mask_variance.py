@@ -58,18 +58,23 @@ class AveragedMasks(NamedTuple):
     product: Float64Array
 
 
-def _entry(dropout_rate: ArrayLike, rescale: bool) -> tuple[Float64Array, Float64Array]:
-    """Value of a kept entry, and the probability q of keeping it."""
-    q = 1.0 - check_dropout_rate("dropout_rate", dropout_rate)
-    return (1.0 / q if rescale else np.ones_like(q)), q
+def _entry(
+    dropout_rate: ArrayLike, rescale: bool
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Value of a kept entry, the probability q of keeping it, and p itself: 1 - q is inexact."""
+    p = check_dropout_rate("dropout_rate", dropout_rate)
+    q = 1.0 - p
+    return (1.0 / q if rescale else np.ones_like(q)), q, p
 
 
-def _balanced_average(q: Float64Array, n_masks: Float64Array) -> Float64Array:
-    """Variance of the kept share of a balanced coordinate: f (1 - f) / N^2."""
-    kept = q * n_masks
-    # A share such as 0.7 of 10 is meant whole although neither float64 is exact.
-    nearest = np.rint(kept)
-    fraction = np.where(np.abs(kept - nearest) <= 1e-9, 0.0, kept - np.floor(kept))
+def _balanced_average(p: Float64Array, n_masks: Float64Array) -> Float64Array:
+    """Variance of the dropped share of a balanced coordinate: f (1 - f) / N^2, f = frac(p N)."""
+    dropped = p * n_masks
+    # A share such as 0.3 of 10 is meant whole although neither float64 is exact; one such as 1e-10
+    # of 1 is not.
+    nearest = np.rint(dropped)
+    whole = np.abs(dropped - nearest) <= 16.0 * np.finfo(np.float64).eps * dropped
+    fraction = np.where(whole, 0.0, dropped - np.floor(dropped))
     return np.asarray(fraction * (1.0 - fraction) / n_masks**2)
 
 
@@ -90,9 +95,9 @@ def iid_masks_average(
         >>> [float(v) for v in iid_masks_average(0.5, 4, rescale=True)]
         [1.0, 0.25, 0.25, 0.25]
     """
-    value, q = _entry(dropout_rate, rescale)
+    value, q, p = _entry(dropout_rate, rescale)
     n = check_count("n_masks", n_masks)
-    variance = value**2 * q * (1.0 - q)
+    variance = value**2 * q * p
     return AveragedMasks(value * q + 0.0 * n, variance / n, variance / n, variance**2 / n)
 
 
@@ -113,10 +118,10 @@ def balanced_masks_average(
         >>> [round(float(v), 12) for v in balanced_masks_average(0.5, 4, rescale=True)]
         [1.0, 0.0, 0.0, 0.333333333333]
     """
-    value, q = _entry(dropout_rate, rescale)
+    value, q, p = _entry(dropout_rate, rescale)
     n = check_count("n_masks", n_masks)
-    variance = value**2 * q * (1.0 - q)
-    average = value**2 * _balanced_average(q, n)
+    variance = value**2 * q * p
+    average = value**2 * _balanced_average(p, n)
     between = np.where(n > 1, (n * average - variance) / np.maximum(n - 1.0, 1.0), 0.0)
     product = (variance**2 + (n - 1.0) * between**2) / n
     return AveragedMasks(value * q + 0.0 * n, average, average, product)
@@ -140,9 +145,9 @@ def crossed_masks_average(
         >>> [float(v) for v in crossed_masks_average(0.5, 2, 2, rescale=True)]
         [1.0, 0.0, 0.0, 0.0]
     """
-    value, q = _entry(dropout_rate, rescale)
+    value, q, p = _entry(dropout_rate, rescale)
     columns, rows = (
-        value**2 * _balanced_average(q, check_count(name, n))
+        value**2 * _balanced_average(p, check_count(name, n))
         for name, n in (("n_column_masks", n_column_masks), ("n_row_masks", n_row_masks))
     )
     return AveragedMasks(value * q + 0.0 * (columns + rows), columns, rows, columns * rows)

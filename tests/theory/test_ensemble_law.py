@@ -4,7 +4,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mpmath import mp, mpf
@@ -161,6 +161,8 @@ def test_balanced_ratio_has_the_closed_form(layer, rate, n) -> None:
 
 
 @given(layer=layers(), rate=st.floats(0.0, 0.9), n=st.integers(1, 50), rescale=st.booleans())
+@example(layer=(np.ones((1, 1)), np.ones(1)), rate=1e-10, n=17, rescale=False)
+@example(layer=(np.ones((1, 1)), np.ones(1)), rate=1e-10, n=1, rescale=False)
 def test_balanced_masks_are_never_worse_in_the_linear_part(layer, rate, n, rescale) -> None:
     iid, balanced = (
         f(rate, n, rescale=rescale) for f in (iid_masks_average, balanced_masks_average)
