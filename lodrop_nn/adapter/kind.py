@@ -58,7 +58,7 @@ class Installed:
     @property
     def mean_factor(self) -> float:
         """Mean of the masked update over the stored update, in (0, 1]."""
-        return self.bank.layers[self.slot].mean_factor
+        return self.bank.layer(self.slot).mean_factor
 
     def masks(
         self,

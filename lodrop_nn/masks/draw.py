@@ -12,6 +12,11 @@ LayerFactors = tuple[Float[Tensor, "n_masks in_features"], Float[Tensor, "n_mask
 LayerMasks = tuple[Bool[Tensor, "n_masks in_features"], Bool[Tensor, "n_masks out_features"]]
 
 
+def mean_factor(input_rate: float, output_rate: float, *, rescale: bool) -> float:
+    """Mean of a masked update over the stored update: 1, or (1 - p_A)(1 - p_B) as in the paper."""
+    return 1.0 if rescale else (1.0 - input_rate) * (1.0 - output_rate)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskedLayer:
     """Where the masks of one layer lie among the columns of a draw, and their law.
@@ -49,7 +54,7 @@ class MaskedLayer:
     @property
     def mean_factor(self) -> float:
         """Mean of the masked update over the stored update, in (0, 1]; 1 with rescaling."""
-        return 1.0 if self.rescale else (1.0 - self.input_rate) * (1.0 - self.output_rate)
+        return mean_factor(self.input_rate, self.output_rate, rescale=self.rescale)
 
     def split(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's share of a draw, as views: columns (of A) and rows (of B)."""

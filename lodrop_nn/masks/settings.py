@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any, cast, get_args
 
 from lodrop_nn.config import MaskLaw, MaskScope
+from lodrop_nn.masks.draw import mean_factor
 
 Rate = float | tuple[float, float]  # p, or (p of the inputs, p of the outputs)
 
@@ -136,7 +137,7 @@ class MaskSettings:
     def mean_factor(self, rate: Rate) -> float:
         """Mean of the masked update over the stored update, in (0, 1], for such a rate."""
         inputs, outputs = rate if isinstance(rate, tuple | list) else (rate, rate)
-        return 1.0 if self.rescale else (1.0 - inputs) * (1.0 - outputs)
+        return mean_factor(inputs, outputs, rescale=self.rescale)
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """Refuse patterns that match none of these layers: a typo would go unnoticed.

@@ -123,6 +123,10 @@ class MaskedLayers:
         streams = (seeded_generator(seed, MEMBER_STREAM, member) for member in range(n_masks))
         return torch.cat([iid_masks(1, coordinates.rates, stream) for stream in streams])
 
+    def layer(self, slot: int) -> MaskedLayer:
+        """The layer of that slot; layers ask in each pass, and ``layers`` makes a new tuple."""
+        return self._layers[slot]
+
     def split(self, masks: Bool[Tensor, "n_masks n_coordinates"], slot: int) -> LayerMasks:
         """Column masks (of A) and row masks (of B) of one layer in a draw."""
         return self._layers[slot].split(masks)

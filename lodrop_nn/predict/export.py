@@ -106,7 +106,7 @@ def _save_member(
         masks = kinds.installed(layer, name, adapter_name)
         if masks is None:
             continue  # an embedding that is not masked: plain LoRA in all members
-        columns, rows = (half[0] for half in masks.bank.layers[masks.slot].split(member[None]))
+        columns, rows = (half[0] for half in masks.bank.split(member[None], masks.slot))
         key_B = kinds.kind_of(layer, name).lora_B_key(name, adapter_name)
         # Behind the layer's name, which may itself contain "_B.".
         key_A = name + key_B[len(name) :].replace("_B.", "_A.", 1)
