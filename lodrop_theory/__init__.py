@@ -59,15 +59,19 @@ from lodrop_theory.mask_laws import (
 )
 from lodrop_theory.records import (
     Estimate,
+    PosteriorPoint,
     PredictorMeasurement,
     RecordError,
     RunRecord,
+    StabilityEstimates,
+    StabilityMeasurement,
     read_record,
     write_record,
 )
 from lodrop_theory.results import BoundResult, StabilityResult
 
 if TYPE_CHECKING:
+    from lodrop_theory.assumptions import AssumptionTable, Hypothesis, audit
     from lodrop_theory.binary_kl import binary_kl, binary_kl_inverse, binary_kl_inverse_lower
     from lodrop_theory.bounds.bousquet2020 import uniform_log_bound
     from lodrop_theory.bounds.catoni2007 import catoni_bound, mcallester2013_bound
@@ -140,27 +144,35 @@ if TYPE_CHECKING:
         select_dropout_rate,
     )
     from lodrop_theory.planner.solve import Plan, solve
+    from lodrop_theory.slack import Looseness, looseness
+    from lodrop_theory.stability_table import StabilityTable, bound_table
 
 # Imported on first use: most sessions need few of them, and together they would be most of the
 # import time.
 _HOMES = {
+    "AssumptionTable": "lodrop_theory.assumptions",
     "AveragedMasks": "lodrop_theory.mask_variance",
     "CLAIMS": "lodrop_theory.claims",
     "Claim": "lodrop_theory.claims",
     "Elasticities": "lodrop_theory.planner.elasticity",
     "GAP_FORMULAS": "lodrop_theory.grids",
     "GapFormula": "lodrop_theory.grids",
+    "Hypothesis": "lodrop_theory.assumptions",
     "Interval": "lodrop_theory.intervals",
     "IntervalBound": "lodrop_theory.intervals",
+    "Looseness": "lodrop_theory.slack",
     "PLACEMENTS": "lodrop_theory.placements",
     "Placement": "lodrop_theory.placements",
     "Plan": "lodrop_theory.planner.solve",
     "RateSelection": "lodrop_theory.planner.selection",
+    "StabilityTable": "lodrop_theory.stability_table",
+    "audit": "lodrop_theory.assumptions",
     "balanced_masks_average": "lodrop_theory.mask_variance",
     "binary_kl": "lodrop_theory.binary_kl",
     "binary_kl_inverse": "lodrop_theory.binary_kl",
     "binary_kl_inverse_lower": "lodrop_theory.binary_kl",
     "bound_over_intervals": "lodrop_theory.intervals",
+    "bound_table": "lodrop_theory.stability_table",
     "catoni_bound": "lodrop_theory.bounds.catoni2007",
     "claims_table": "lodrop_theory.claims",
     "clopper_pearson_bound": "lodrop_theory.bounds.clopper1934",
@@ -194,6 +206,7 @@ _HOMES = {
     "log_loss_ambiguity": "lodrop_theory.ensemble_gain",
     "log_loss_curvature": "lodrop_theory.ensemble",
     "logit_ambiguity": "lodrop_theory.ensemble_gain",
+    "looseness": "lodrop_theory.slack",
     "low_rank_dimension": "lodrop_theory.bounds.covering",
     "majority_vote_bound": "lodrop_theory.bounds.majority_vote",
     "masked_factors_kl": "lodrop_theory.bounds.gaussian_masks",
@@ -222,6 +235,9 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     # records: what happened
     "Estimate",
     "PredictorMeasurement",
+    "StabilityEstimates",
+    "StabilityMeasurement",
+    "PosteriorPoint",
     "RunRecord",
     "RecordError",
     "read_record",
@@ -251,6 +267,14 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     "evaluate_record",
     "stability_of_record",
     "curvature_bounds",
+    # what they rest on, and how loose they are
+    "audit",
+    "AssumptionTable",
+    "Hypothesis",
+    "bound_table",
+    "StabilityTable",
+    "looseness",
+    "Looseness",
     # stability
     "strong_convexity",
     "repair_dropout_rate",

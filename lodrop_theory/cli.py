@@ -1,4 +1,4 @@
-"""The ``lodrop`` command: ``lodrop bound``, and what other packages add to it.
+"""The ``lodrop`` command: ``bound``, ``audit``, and what other packages add to it.
 
 A package adds a command through the entry point group ``lodrop.commands``: the name of the entry is
 the command, its value a function with Typer annotations.
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lodrop_theory import __version__
+from lodrop_theory.cli_audit import audit
 from lodrop_theory.evaluate import curvature_bounds
 from lodrop_theory.inputs import CurvatureInputs, TailInputs
 
@@ -194,6 +195,9 @@ def bound(
             "plug-in: nobody vouches for the hypotheses of the theorems. "
             "--certified says that you do; --json lists the sources."
         )
+
+
+app.command()(audit)
 
 
 def _unavailable(entry: EntryPoint, error: Exception) -> Callable[[], None]:

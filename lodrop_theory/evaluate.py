@@ -2,6 +2,7 @@
 
 An estimate enters a theorem by its conservative end: the upper end of its interval where the bound
 grows with it, the lower end where the bound falls; the value itself when there is no interval.
+What a run did not measure gives no row.
 """
 
 from dataclasses import fields, replace
@@ -15,6 +16,7 @@ from lodrop_theory.bounds.bousquet2002 import (
     two_stability_bound,
     uniform_bound,
 )
+from lodrop_theory.bounds.clopper1934 import clopper_pearson_bound
 from lodrop_theory.bounds.hold_out import hold_out_bound
 from lodrop_theory.bounds.l2_stability import l2_stability_bound
 from lodrop_theory.bounds.lin2024 import (
@@ -23,8 +25,11 @@ from lodrop_theory.bounds.lin2024 import (
     lin2024_stability,
     theorem44_floor,
 )
+from lodrop_theory.bounds.maurer2009 import empirical_bernstein_bound
 from lodrop_theory.bounds.strongconvex import remove_one_stability, replace_one_stability
 from lodrop_theory.inputs import (
+    BernsteinHoldOutInputs,
+    BinaryHoldOutInputs,
     CurvatureInputs,
     HoldOutInputs,
     L2StabilityInputs,
@@ -32,7 +37,15 @@ from lodrop_theory.inputs import (
     TwoStabilityInputs,
     UniformStabilityInputs,
 )
-from lodrop_theory.records import PREDICTORS, Predictor, RunRecord
+from lodrop_theory.measured_stability import (
+    dropout_of_record,
+    measured_stability_bounds,
+    other_curvature_bounds,
+    tail_of_record,
+    transverse_of_record,
+)
+from lodrop_theory.randomized_adapter import posterior_bounds
+from lodrop_theory.records import PREDICTORS, Predictor, PredictorMeasurement, RunRecord
 from lodrop_theory.results import BoundResult, StabilityResult
 
 CURVATURE_CAVEATS = (
@@ -133,43 +146,48 @@ def stability_of_record(record: RunRecord) -> list[StabilityResult]:
         record: A run.
 
     Returns:
-        The paper's Proposition 4.2, remove-one under both normalizations, and replace-one.
+        The paper's Proposition 4.2, remove-one under both normalizations, and replace-one; then,
+        where they were measured, replace-one across the gauge orbits and under masks.
     """
     inputs = curvature_of_record(record)
+    others = (transverse_of_record(record), dropout_of_record(record))
     return [
         lin2024_stability(inputs),
         remove_one_stability(inputs),
         remove_one_stability(inputs, fixed_normalization=True),
         replace_one_stability(inputs),
+        *(each for each in others if each is not None),
     ]
 
 
 def evaluate_record(record: RunRecord, *, delta: float) -> list[BoundResult]:
     """Every bound that a run has the measurements for.
 
-    The bounds from curvature are about the predictor ``mean`` and are plug-in values: a measured
-    curvature does not meet the hypotheses of the theorems (the caveats say which). The hold-out
-    bounds are certificates, because the test rows take no part in training. Each holds with
-    probability at least 1 - delta; to quote k of them at once, ask for delta / k.
+    The bounds from curvature and from measured stabilities are plug-in values: what was measured
+    at one solution does not meet the hypotheses of the theorems (the caveats say which). The
+    hold-out bounds are certificates, because the test rows take no part in training; so are the
+    PAC-Bayes bounds whose divergence is exact. Each holds with probability at least 1 - delta; to
+    quote k of them at once, ask for delta / k. :func:`~lodrop_theory.audit.audit` goes through
+    the hypotheses of all of them.
 
     Args:
         record: A run.
         delta: Failure probability of each bound, in (0, 1).
 
     Returns:
-        Five bounds from curvature, the hold-out bound of each predictor, and the hold-out bound of
-        ``gibbs`` carried to the ensemble by Jensen's inequality.
+        In this order. *Always*: five bounds from curvature, the hold-out bound of each predictor,
+        and that of ``gibbs`` carried to the ensemble by Jensen's inequality. *Where measured*:
+        six bounds per method of ``stability`` (named ``two-stability/newton`` and so on); five
+        from the curvature across the gauge orbits, five from that under masks; the PAC-Bayes
+        bounds; for each predictor the binomial bound on its error rate and the empirical
+        Bernstein bound. Bounds with ``0-1`` in their name, and ``clopper-pearson``, are about
+        error rates, not nats.
 
     Raises:
         ValueError: If ``delta`` is outside (0, 1).
     """
     check_failure_probability("delta", delta)
-    tail = TailInputs(
-        n_train=record.n_train,
-        loss_range=record.loss_range.upper,
-        delta=delta,
-        empirical_risk=record.predictors["mean"].empirical_risk.value,
-    )
+    tail = tail_of_record(record, delta=delta, predictor="mean")
     caveats = _caveats(record)
     results = [
         replace(result, caveats=(*result.caveats, *caveats))
@@ -177,17 +195,51 @@ def evaluate_record(record: RunRecord, *, delta: float) -> list[BoundResult]:
     ]
     held_out = {}
     for predictor in PREDICTORS:
-        scores = record.predictors[predictor]
-        inputs = HoldOutInputs(
-            n_test=record.n_test,
-            loss_range=record.loss_range.upper,
-            delta=delta,
-            held_out_risk=scores.population_risk.value,
-            empirical_risk=scores.empirical_risk.value,
-        )
+        inputs = _held_out(record, record.predictors[predictor], delta)
         held_out[predictor] = hold_out_bound(inputs, predictor=predictor, certified=True)
-    # The risk is convex in the averaged probabilities and both predictors share their masks.
-    return [*results, *held_out.values(), ensemble_bound(held_out["gibbs"], certified=True)]
+    return [
+        *results,
+        *held_out.values(),
+        # The risk is convex in the averaged probabilities and both predictors share their masks.
+        ensemble_bound(held_out["gibbs"], certified=True),
+        *measured_stability_bounds(record, delta=delta),
+        *other_curvature_bounds(record, delta=delta),
+        *posterior_bounds(record, delta=delta),
+        *_sharper_hold_out_bounds(record, delta),
+    ]
+
+
+def _held_out(record: RunRecord, scores: PredictorMeasurement, delta: float) -> HoldOutInputs:
+    return HoldOutInputs(
+        n_test=record.n_test,
+        loss_range=record.loss_range.upper,
+        delta=delta,
+        held_out_risk=scores.population_risk.value,
+        empirical_risk=scores.empirical_risk.value,
+    )
+
+
+def _sharper_hold_out_bounds(record: RunRecord, delta: float) -> list[BoundResult]:
+    results = []
+    for predictor in PREDICTORS:
+        scores = record.predictors[predictor]
+        if scores.n_errors is not None:
+            errors = BinaryHoldOutInputs(
+                n_test=record.n_test,
+                n_errors=scores.n_errors,
+                delta=delta,
+                empirical_risk=1.0 - scores.train_accuracy.value,
+            )
+            results.append(clopper_pearson_bound(errors, predictor=predictor, certified=True))
+        if scores.sample_variance is not None and record.n_test >= 2:
+            largest = record.loss_range.upper**2 / 4.0 * record.n_test / (record.n_test - 1.0)
+            inputs = BernsteinHoldOutInputs(
+                **vars(_held_out(record, scores, delta)),
+                # The theorem reads the statistic itself; it may exceed its range by a rounding.
+                sample_variance=min(scores.sample_variance.value, largest),
+            )
+            results.append(empirical_bernstein_bound(inputs, predictor=predictor, certified=True))
+    return results
 
 
 __all__ = [

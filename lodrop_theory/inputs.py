@@ -257,6 +257,8 @@ class PacBayesInputs(_Inputs):
         n_priors: Number of priors, fixed before the sample was seen, among which this one was
             chosen afterwards (a grid of noise scales or dropout rates); None means 1.
         n_draws: Number of independent draws from the posterior behind ``empirical_risk``, or None.
+            A draw may serve some of the examples only: all in turn, in parts of equal size (else
+            the number of examples served over the largest part, rounded down).
         delta_draws: Share of ``delta`` that pays for the draws, in (0, delta); None without draws.
     """
 

@@ -71,7 +71,8 @@ def interval_of_estimate(estimate: Estimate) -> Interval:
         Its ends, with ``delta`` = 1 - ``level`` (0 for a deterministic enclosure).
 
     Raises:
-        ValueError: If the estimate claims no interval: then nothing is known about its error.
+        ValueError: If the estimate claims no interval, or one that misses a part of the error (its
+            provenance is plug-in): then nothing is known about its error.
 
     Example:
         >>> from lodrop_theory.records import Estimate
@@ -79,7 +80,7 @@ def interval_of_estimate(estimate: Estimate) -> Interval:
         >>> interval_of_estimate(measured).delta
         0.25
     """
-    if estimate.low is None or estimate.high is None:
+    if estimate.low is None or estimate.high is None or estimate.provenance == "plug-in":
         raise ValueError(f"`estimate` must have an interval, got {estimate!r}.")
     miss = 0.0 if estimate.level is None else 1.0 - estimate.level
     return Interval(lower=estimate.low, upper=estimate.high, delta=miss)

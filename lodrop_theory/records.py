@@ -11,13 +11,50 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
-SCHEMA = 1
+from lodrop_theory._record_types import check_nonnegative, check_types, restored
+
+SCHEMA = 2
+READABLE = (1, 2)
 Predictor = Literal["gibbs", "ensemble", "mean"]
 PREDICTORS: tuple[Predictor, ...] = get_args(Predictor)
+Provenance = Literal["certified", "interval", "plug-in"]
+StabilityMethod = Literal["newton", "gauss-newton", "influence", "refit", "retrain"]
+STABILITY_METHODS: tuple[StabilityMethod, ...] = get_args(StabilityMethod)
+# By the schema of a file, the fields that it does not have.
+_ABSENT: dict[int, dict[str, frozenset[str]]] = {
+    1: {
+        "Estimate": frozenset({"provenance"}),
+        "PredictorMeasurement": frozenset(
+            {
+                "debiased_calibration_error",
+                "smooth_calibration_error",
+                "vote_distance",
+                "sample_variance",
+                "n_errors",
+            }
+        ),
+        "RunRecord": frozenset(
+            {
+                "lipschitz_bound",
+                "dropout_lipschitz",
+                "dropout_min_eig",
+                "transverse_min_eig",
+                "gauge_dimension",
+                "gauge_residual",
+                "penalty_curvature",
+                "output_covariance",
+                "jensen_gap",
+                "stability",
+                "posterior",
+            }
+        ),
+    },
+    SCHEMA: {},
+}
 
 
 class RecordError(ValueError):
@@ -36,6 +73,10 @@ class Estimate:
             (an exact number, an eigenvalue with its residual) or when there is no interval.
         n_draws: Number of examples, mask draws or iterations behind the value, >= 1.
         method: How it was measured, in a few words.
+        provenance: What the number may be used for: ``"certified"`` (exact, or enclosed for sure),
+            ``"interval"`` (a confidence interval of the stated level), ``"plug-in"`` (neither, or
+            an interval that misses a part of the error). None is settled by the other fields:
+            plug-in without an interval, else interval with a level and certified without one.
     """
 
     value: float
@@ -44,8 +85,29 @@ class Estimate:
     level: float | None = None
     n_draws: int
     method: str
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        settled = (
+            "plug-in" if self.low is None else "certified" if self.level is None else "interval"
+        )
+        if self.provenance is None:
+            object.__setattr__(self, "provenance", settled)
+        elif self.provenance not in ("plug-in", settled):
+            raise ValueError(
+                f"`provenance` must be {settled!r} or 'plug-in' for this interval, "
+                f"got {self.provenance!r}."
+            )
+        if self.provenance == "certified" and not self.lower <= self.value <= self.upper:
+            raise ValueError(
+                "`value` must be in the interval that encloses it for sure, "
+                f"[{self.low!r}, {self.high!r}], got {self.value!r}."
+            )
+        if not self.method or not isinstance(self.method, str):
+            raise ValueError(f"`method` must say how it was measured, got {self.method!r}.")
+
+    def _check_numbers(self) -> None:
         for name in ("value", "low", "high"):
             number = getattr(self, name)
             if number is None and name != "value":
@@ -61,6 +123,8 @@ class Estimate:
             )
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"`low` must be <= `high`, got {self.low!r} > {self.high!r}.")
+        if self.level is not None and self.low is None:
+            raise ValueError(f"`level` must be None without an interval, got {self.level!r}.")
         if self.level is not None and not 0 < self.level < 1:
             raise ValueError(f"`level` must be in (0, 1), got {self.level!r}.")
         if isinstance(self.n_draws, bool) or not isinstance(self.n_draws, int) or self.n_draws < 1:
@@ -96,6 +160,14 @@ class PredictorMeasurement:
             bins of the top probability, in [0, 1]. Biased upward on few rows.
         brier_score: Mean squared distance between the probability vector and the one-hot
             label on the held-out rows, in [0, 2].
+        debiased_calibration_error: The same error with the bias of its bins taken off.
+        smooth_calibration_error: Calibration error of a kernel estimate instead of bins, in [0, 1].
+        vote_distance: Mean total variation distance, on the held-out rows, between the predicted
+            probabilities and the shares of the human votes, in [0, 1]; None without votes.
+        sample_variance: Variance of the smoothed losses on the held-out rows, divisor n_test - 1.
+            Nats^2.
+        n_errors: Number of held-out rows with a wrong top class; None for a predictor that draws
+            several times per row.
     """
 
     empirical_risk: Estimate
@@ -107,6 +179,126 @@ class PredictorMeasurement:
     test_nll: Estimate
     calibration_error: Estimate
     brier_score: Estimate
+    debiased_calibration_error: Estimate | None = None
+    smooth_calibration_error: Estimate | None = None
+    vote_distance: Estimate | None = None
+    sample_variance: Estimate | None = None
+    n_errors: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_nonnegative(self, "sample_variance", "n_errors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityEstimates:
+    """How far the loss moves when one training example is left out or replaced, by one method.
+
+    All in the smoothed cross-entropy, nats. "Removed" is the training example that is left out,
+    "fresh" are held-out rows.
+
+    Attributes:
+        pointwise_stability: Mean |change of the loss| at the removed example.
+        hypothesis_stability: Mean |change of the loss| at a fresh one.
+        remove_one_out: Root mean square change at a fresh one, one example removed.
+        replace_one_out: Root mean square change at a fresh one, one example replaced.
+        replace_one_in: Root mean square change at the replaced example.
+        leave_one_out_risk: Mean loss at the removed example of what is learned without it.
+        replace_one_gap: Mean signed change at the replaced example; its expectation is that of the
+            generalization gap.
+    """
+
+    pointwise_stability: Estimate
+    hypothesis_stability: Estimate
+    remove_one_out: Estimate
+    replace_one_out: Estimate
+    replace_one_in: Estimate
+    leave_one_out_risk: Estimate
+    replace_one_gap: Estimate
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_nonnegative(
+            self,
+            "pointwise_stability",
+            "hypothesis_stability",
+            "remove_one_out",
+            "replace_one_out",
+            "replace_one_in",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityMeasurement:
+    """Stabilities of the minimizer of a stated objective near the solution, by several methods.
+
+    Attributes:
+        objective: What is minimized, in words.
+        ridge: Weight tau >= 0 of its squared distance to ``center``. Nats per parameter^2.
+        center: ``"origin"`` for a plain ridge, ``"solution"`` for one around the trained point,
+            with the gradient there taken off (the point is then stationary by construction).
+        n_parameters: Dimension of its coordinates.
+        gradient_norm: Norm of its gradient at the solution. Nats per parameter norm.
+        objective_min_eig: Smallest eigenvalue of its Hessian at the solution.
+        loss_variance: Variance of the smoothed loss at fresh rows. Nats^2.
+        lipschitz_segment: Largest gradient norm of one example found on the segments between the
+            solution and the solutions without one example.
+        trace_gap: Expected gap of a minimizer to first order, tr(H^-1 G) / n with G the covariance
+            of the example gradients (Takeuchi's correction). Of the training loss, nats.
+        newton_ratio: Mean over the refits of Newton's |change| over the true one; None without.
+        influence_ratio: The same for classical influence functions.
+        estimates: One entry per method that was run; ``retrain`` is about the training run itself,
+            the others are about the minimizer of ``objective``.
+    """
+
+    objective: str
+    ridge: float
+    center: Literal["origin", "solution"]
+    n_parameters: int
+    gradient_norm: Estimate
+    objective_min_eig: Estimate
+    loss_variance: Estimate
+    lipschitz_segment: Estimate
+    trace_gap: Estimate | None
+    newton_ratio: Estimate | None
+    influence_ratio: Estimate | None
+    estimates: Mapping[StabilityMethod, StabilityEstimates]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_nonnegative(self, "ridge", "gradient_norm", "loss_variance", "lipschitz_segment")
+        if self.n_parameters < 1:
+            raise ValueError(f"`n_parameters` must be >= 1, got {self.n_parameters!r}.")
+        if not self.estimates:
+            raise RecordError(f"`estimates` must hold some of {STABILITY_METHODS}, got none.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorPoint:
+    """The randomized adapter of the PAC-Bayes bounds at one scale of its noise.
+
+    Attributes:
+        noise_std: sigma > 0 of the normal noise on each factor entry that the masks keep.
+        kl_nats: Divergence of the posterior from the prior, summed over layers. Nats.
+        empirical_risk: Mean smoothed loss on the training rows over masks and noise. Nats. Its
+            ``n_draws`` is the number of *independent* draws from the posterior, each as heavy in
+            the mean: passes where a pass has one draw, rows times passes where each row has its
+            own. The bounds pay for the draws by that number.
+        error_rate: Mean 0-1 loss of the same draws, in [0, 1]; the same ``n_draws``.
+    """
+
+    noise_std: float
+    kl_nats: Estimate
+    empirical_risk: Estimate
+    error_rate: Estimate
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.noise_std <= 0:
+            raise ValueError(f"`noise_std` must be > 0, got {self.noise_std!r}.")
+        check_nonnegative(self, "kl_nats")
+        if not 0 <= self.error_rate.value <= 1:
+            raise ValueError(f"`error_rate` must be in [0, 1], got {self.error_rate.value!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +329,23 @@ class RunRecord:
         penalty: lambda by the energy estimator; None at p = 0, where it has no weight.
         penalty_kkt: lambda by the stationarity estimator; None at p = 0.
         update_sparsity: Realized zero fraction of the masked update, against 2p - p^2.
+        lipschitz_bound: Proved Lipschitz constant of the loss of every example of a bounded input,
+            where the model has one; None where it has none.
+        dropout_lipschitz: Largest norm over training examples of the gradient of the loss under
+            masks (a mean over draws).
+        dropout_min_eig: Smallest Hessian eigenvalue of the training risk under masks.
+        transverse_min_eig: Smallest Hessian eigenvalue of the training risk, masks off, across the
+            gauge directions (XA, -BX).
+        gauge_dimension: Number of gauge directions.
+        gauge_residual: Largest norm of the Hessian times a unit gauge direction; 0 at a stationary
+            point.
+        penalty_curvature: lambda by the curvature estimator; None at p = 0.
+        output_covariance: Trace of the covariance of the logits over masks, mean over held-out
+            rows.
+        jensen_gap: Mean member loss minus ensemble loss on the held-out rows; its lower end is a
+            confidence bound on the gain over the population. Nats.
+        stability: Stabilities near the solution; None where they were not measured.
+        posterior: The randomized adapter over a grid of noise scales.
         predictors: One measurement per predictor (gibbs, ensemble, mean).
         seconds: Wall-clock seconds of each stage.
         notes: What a reader must know: what did not converge, what was left out.
@@ -164,6 +373,17 @@ class RunRecord:
     predictors: Mapping[str, PredictorMeasurement]
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())
+    lipschitz_bound: Estimate | None = None
+    dropout_lipschitz: Estimate | None = None
+    dropout_min_eig: Estimate | None = None
+    transverse_min_eig: Estimate | None = None
+    gauge_dimension: int | None = None
+    gauge_residual: Estimate | None = None
+    penalty_curvature: Estimate | None = None
+    output_covariance: Estimate | None = None
+    jensen_gap: Estimate | None = None
+    stability: StabilityMeasurement | None = None
+    posterior: tuple[PosteriorPoint, ...] = field(default=())
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -173,19 +393,41 @@ class RunRecord:
             raise RecordError(
                 f"`predictors` must be exactly {sorted(PREDICTORS)}, got {sorted(self.predictors)}."
             )
+        check_types(self)
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"`dropout_rate` must be in [0, 1), got {self.dropout_rate!r}.")
+        for name in ("n_train", "n_test", "n_parameters", "n_masks_train", "n_masks_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)!r}.")
+        check_nonnegative(
+            self,
+            "lipschitz",
+            "lipschitz_bound",
+            "dropout_lipschitz",
+            "gradient_norm",
+            "delta_weight_norm",
+            "gauge_dimension",
+            "gauge_residual",
+            "output_covariance",
+        )
+        if self.loss_range.value <= 0:
+            raise ValueError(f"`loss_range` must be > 0, got {self.loss_range.value!r}.")
+        for name, scores in self.predictors.items():
+            if scores.n_errors is not None and scores.n_errors > self.n_test:
+                raise ValueError(
+                    f"`n_errors` of {name!r} must be at most n_test = {self.n_test}, "
+                    f"got {scores.n_errors!r}."
+                )
 
 
-_ESTIMATES = (
-    "loss_range",
-    "lipschitz",
-    "hessian_min_eig",
-    "hessian_max_eig",
-    "gradient_norm",
-    "delta_weight_norm",
-    "penalty",
-    "penalty_kkt",
-    "update_sparsity",
-)
+def _from_schema_1(record: RunRecord) -> RunRecord:
+    """What version 1 meant, in the words of version 2."""
+    # Their intervals were residuals of Ritz values that need not belong to the extreme ones.
+    smallest, largest = (
+        replace(each, provenance="plug-in")
+        for each in (record.hessian_min_eig, record.hessian_max_eig)
+    )
+    return replace(record, hessian_min_eig=smallest, hessian_max_eig=largest)
 
 
 def _canonical(content: Mapping[str, Any]) -> str:
@@ -220,11 +462,24 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
 
 
 def write_record(record: RunRecord, path: str | os.PathLike[str]) -> None:
-    """Write a record as JSON with its digest, atomically."""
-    content = json.loads(_canonical(asdict(record)))
+    """Write a record as JSON with its digest, atomically.
+
+    Raises:
+        RecordError: If what is in it has no place in JSON, or could not be read back: then there
+            is no file.
+    """
+    try:
+        content = json.loads(_canonical(asdict(record)))
+        restored(RunRecord, content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"`record` must be complete and finite: {error}.") from error
     content["digest"] = content_hash(content)
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def _not_finite(word: str) -> NoReturn:
+    raise RecordError(f"a record must hold finite numbers, got {word}.")
 
 
 def read_record(path: str | os.PathLike[str]) -> RunRecord:
@@ -236,27 +491,23 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
         FileNotFoundError: If there is no such file.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_not_finite)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} must be a complete JSON record, got {error}.") from error
     if not isinstance(content, dict):
         raise RecordError(f"{path} must hold a JSON object, got {type(content).__name__}.")
-    if content.get("schema") != SCHEMA:
+    schema = content.get("schema")
+    if isinstance(schema, bool) or schema not in READABLE:
         raise RecordError(
-            f"`schema` of {path} must be {SCHEMA}, got {content.get('schema')!r}; "
+            f"`schema` of {path} must be one of {READABLE}, got {schema!r}; "
             "read it with the version of lodrop that wrote it."
         )
     digest = content.pop("digest", None)
     if digest != content_hash(content):
         raise RecordError(f"{path} was edited after it was written: its `digest` does not match.")
     try:
-        for name in _ESTIMATES:
-            content[name] = None if content[name] is None else Estimate(**content[name])
-        content["predictors"] = {
-            name: PredictorMeasurement(**{k: Estimate(**v) for k, v in scores.items()})
-            for name, scores in content["predictors"].items()
-        }
-        content["notes"] = tuple(content["notes"])
-        return RunRecord(**content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} must hold every field of schema {SCHEMA}: {error}.") from error
+        record: RunRecord = restored(RunRecord, {**content, "schema": SCHEMA}, _ABSENT[schema])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{path} must hold every field of schema {schema}: {error}.") from error
+    return _from_schema_1(record) if schema == 1 else record

@@ -14,6 +14,12 @@ inequality holds for n = 1 (with equality) to 7 as well (tested).
 it into two closed forms. They fail by the same event, so that quoting the smallest costs nothing;
 it is always the first. (The bound of Thiemann et al. (2017) at its best lambda *is* the quadratic
 form: tested.)
+
+Examples drawn without replacement from a finite population do as well. The proof uses the examples
+through :math:`\mathbb E\, e^{n\, \mathrm{kl}(\hat R_h \| R_h)}` of each fixed h alone, and
+:math:`x \mapsto e^{n\, \mathrm{kl}(x \| R)}` is convex: its expectation at a sample mean is never
+larger without replacement than with (Hoeffding 1963, Theorem 4). The risk is then the mean over
+that population, of which the sample is a part.
 """
 
 import numpy as np
@@ -42,7 +48,11 @@ def scaled_risk(inputs: PacBayesInputs) -> Float64Array:
     """Training risk of the posterior, as a share of the loss interval, rounded upward.
 
     Behind a Monte Carlo mean it is the kl inverse at ``ln(1/delta_draws) / n_draws``: the risks of
-    the draws are independent, lie in [0, 1] and have the exact one as their mean.
+    the draws are independent, lie in [0, 1] and have expectations whose mean is the exact one.
+    They need not be alike (Hoeffding 1963, Theorem 1): a draw may serve a part of the examples, if
+    the parts are equal and each pass covers all examples; for unequal parts, ``n_draws`` is the
+    number of examples served over the largest part, rounded down
+    (:mod:`lodrop_nn.certify.risk` has the proof).
     """
     low = np.asarray(0.0 if inputs.loss_min is None else inputs.loss_min)
     risk, length = np.asarray(inputs.empirical_risk), np.asarray(inputs.loss_range)

@@ -9,7 +9,17 @@ import typer
 from typer.testing import CliRunner
 
 import lodrop_theory
-from lodrop_theory import CurvatureInputs, TailInputs, cli, curvature_bounds
+from lodrop_theory import (
+    CurvatureInputs,
+    TailInputs,
+    audit,
+    bound_table,
+    cli,
+    curvature_bounds,
+    looseness,
+    write_record,
+)
+from tests.factories import full_record, run_record
 
 RTE = {
     "--n-train": "2490",
@@ -112,6 +122,69 @@ def test_version_and_help() -> None:
     version = runner.invoke(cli.app, ["--version"])
     assert version.stdout.split() == ["lodrop", lodrop_theory.__version__]
     assert "bound" in runner.invoke(cli.app, ["--help"]).stdout
+
+
+@pytest.fixture
+def record_path(tmp_path):
+    write_record(full_record(), tmp_path / "run.json")
+    return str(tmp_path / "run.json")
+
+
+def audited(path: str, *more: str, delta: str = ".05", columns: int = 80):
+    words = ["audit", path, "--delta", delta, *more]
+    return CliRunner().invoke(cli.app, words, env={"COLUMNS": str(columns)})
+
+
+def test_audit_as_json_is_what_the_library_says(record_path: str) -> None:
+    content = json.loads(audited(record_path, "--json").stdout)
+    run = full_record()
+    # estimates of a record that was read come in another order, which changes no entry
+    assert content["hypotheses"] == audit(run).rows()
+    assert content["bounds"] == bound_table(run, delta=0.05).rows()
+    assert content["looseness"] == looseness(run, delta=0.05).rows()
+    assert (content["run_id"], content["delta"]) == (run.run_id, 0.05)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_audit_fits_the_terminal_and_says_everything(record_path: str, columns: int) -> None:
+    result = audited(record_path, columns=columns)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "…" not in result.stdout
+    text = " ".join(result.stdout.split())
+    for hypothesis in audit(full_record()):
+        assert hypothesis.status in text
+    for link in looseness(full_record(), delta=0.05):
+        assert any(line.startswith(link.level) for line in lines)
+    for source in bound_table(full_record(), delta=0.05):
+        assert any(line.split()[:1] == [source.name] for line in lines)
+    assert "->" not in text
+    assert "-> freeze A" in " ".join(audited(record_path, "--remedies").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("path", "delta", "line"),
+    [
+        ("none.json", ".05", "No such file"),
+        (None, "2", "`delta` must be in (0, 1), got 2.0."),
+        ("pyproject.toml", ".05", "must be a complete JSON record"),
+    ],
+)
+def test_audit_refuses_in_one_line(record_path: str, path, delta, line) -> None:
+    result = audited(path or record_path, delta=delta)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert line in result.stderr
+    assert result.stderr.startswith("lodrop audit: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_audit_of_a_run_with_few_measurements(tmp_path) -> None:
+    write_record(run_record(), tmp_path / "run.json")
+    text = audited(str(tmp_path / "run.json"), columns=120).stdout
+    assert "not measured: the run has no bounds /transverse" in text
+    assert "passed over: not measured" in text
 
 
 class FakeEntry:
