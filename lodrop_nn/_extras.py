@@ -11,6 +11,7 @@ MODULES_OF_EXTRA: dict[str, tuple[str, ...]] = {
         "jaxtyping",
         "platformdirs",
         "torchmetrics",
+        "fsspec",
     ),
     "figures": ("matplotlib", "jinja2"),
     "notebooks": ("pandas", "ipywidgets", "ipykernel", "nbclient"),

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lodrop_theory.records import content_hash
 
@@ -11,6 +11,7 @@ MaskScope = Literal["batch", "example"]
 MaskLaw = Literal["iid", "balanced", "orthogonal"]
 Precision = Literal["fp32", "bf16"]
 PROTOCOL = 1  # raise when the meaning of a configuration changes: old records then no longer match
+_LATER_FIELDS = ("mask_law", "train_A")
 
 
 def _positive_int(name: str, value: object) -> None:
@@ -44,6 +45,8 @@ class RunConfig:
         smoothing: a in (0, 1) of the smoothed cross-entropy that risks are measured in.
         hessian_steps: Lanczos steps for the extreme Hessian eigenvalues, >= 2.
         precision: Arithmetic of the training steps; measurements are in fp32.
+        mask_law: How the masks of one training pass depend on each other.
+        train_A: Whether the factors A are trained; without, B and the head are (LoRA-FA).
     """
 
     dropout_rate: float
@@ -67,6 +70,8 @@ class RunConfig:
     smoothing: float = 0.05
     hessian_steps: int = 12
     precision: Precision = "fp32"
+    mask_law: MaskLaw = "iid"
+    train_A: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.dropout_rate < 1.0:
@@ -96,10 +101,22 @@ class RunConfig:
             )
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"`precision` must be 'fp32' or 'bf16', got {self.precision!r}.")
+        if self.mask_law not in get_args(MaskLaw):
+            raise ValueError(
+                f"`mask_law` must be one of {get_args(MaskLaw)}, got {self.mask_law!r}."
+            )
+        if not isinstance(self.train_A, bool):
+            raise ValueError(f"`train_A` must be True or False, got {self.train_A!r}.")
 
     def as_json(self) -> dict[str, Any]:
-        """The configuration as JSON-able values (tuples become lists)."""
+        """The configuration as JSON-able values (tuples become lists).
+
+        Fields that came later are left out at their defaults: earlier runs keep their names.
+        """
         values = dataclasses.asdict(self)
+        for name in _LATER_FIELDS:
+            if values[name] == getattr(RunConfig, name):
+                del values[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod

@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 from transformers import PreTrainedModel
 
-from lodrop_nn.adapter.attach import attach_lora_dropout
+from lodrop_nn.adapter.attach import adapter_layers, attach_lora_dropout
 from lodrop_nn.config import Precision, RunConfig
 from lodrop_nn.data.examples import Examples, batches
 from lodrop_nn.masks.bank import MaskBank
@@ -100,9 +100,13 @@ def build_adapter(config: RunConfig, base: PreTrainedModel) -> tuple[PeftModel, 
         config.dropout_rate,
         n_masks=config.n_masks_train,
         mask_scope=config.mask_scope,
+        mask_law=config.mask_law,
         rescale=config.rescale,
         seed=config.seed,
     )
+    if not config.train_A:
+        for layer in adapter_layers(model, "default").values():
+            layer.lora_A["default"].weight.requires_grad_(False)
     return model.eval(), bank
 
 
