@@ -1,0 +1,1 @@
+"""The experiments of Lin et al. (2024) as declared presets, from benchmark files to scores."""
