@@ -18,13 +18,15 @@ Out = Annotated[Path, typer.Option(help="Folder of the records and the report.")
 P = ParamSpec("P")
 
 
-def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     """What the user can mend ends in one line and exit code 2; the rest is a defect of ours."""
 
     @wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except typer.Exit:  # a RuntimeError to Python
+            raise
         except (ValueError, ImportError, OSError, RuntimeError, FloatingPointError) as error:
             if isinstance(error, RuntimeError) and type(error) is RuntimeError:
                 raise
@@ -54,7 +56,7 @@ def _layers(text: str) -> tuple[int, ...] | None:
         ) from None
 
 
-@_one_line_errors
+@one_line_errors
 def compare(
     dropout_rates: Annotated[
         str, typer.Option(help="Dropout rates p in [0, 1), separated by commas.")
@@ -89,6 +91,9 @@ def compare(
         str,
         typer.Option(help="Of the training steps: fp32, bf16, or auto (bf16 where it is native)."),
     ] = RunConfig.precision,
+    save_adapters: Annotated[
+        bool, typer.Option("--save-adapters", help="Keep each adapter in OUT/adapters/<run>.")
+    ] = False,
 ) -> None:
     """Fine-tune with LoRA Dropout at several rates; hold the measured gap against the bounds.
 
@@ -104,7 +109,7 @@ def compare(
         raise ValueError(f"`mask-scope` must be 'batch' or 'example', got {mask_scope!r}.")
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"`precision` must be 'auto', 'fp32' or 'bf16', got {precision!r}.")
-    _check_delta(delta)
+    check_delta(delta)
     chosen = native_precision() if precision == "auto" else precision
     configs = [
         RunConfig(
@@ -128,28 +133,44 @@ def compare(
     ]
     console = Console()
     try:
-        compare_runs(configs, out, console=console)
+        compare_runs(configs, out, console=console, save_adapters=save_adapters)
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. Finished runs are kept in {out}; run again to continue.")
         raise typer.Exit(130) from None
     _report([out / "records" / f"{config.run_id}.json" for config in configs], out, delta, console)
+    if save_adapters:
+        console.print(f"adapters {out / 'adapters'}; measure one in full:")
+        console.print(f"  lodrop measure {out / 'adapters' / configs[-1].run_id}")
 
 
-@_one_line_errors
+@one_line_errors
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")] = Path("runs/compare"),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a comparison, or the record (.json) of one run.")
+    ] = Path("runs/compare"),
     delta: Delta = 0.05,
 ) -> None:
     """Print the tables and redraw the report of finished runs; needs no torch."""
+    from lodrop_theory import read_record
+
+    check_delta(delta)
+    paths = [folder] if folder.is_file() else sorted((folder / "records").glob("*.json"))
+    records = {path: read_record(path) for path in paths}
+    # A measured adapter is no run of a comparison: there is nothing to compare it with.
+    alone = [r for p, r in records.items() if p == folder or "adapter_sha256" in r.config]
+    if alone:
+        from lodrop_nn.report.measurement import show_measurement
+
+        for record in alone:
+            show_measurement(record, delta, Console())
+        return
     require("figures")
-    _check_delta(delta)
-    paths = sorted((folder / "records").glob("*.json"))
     if not paths:
         raise ValueError(f"`folder` must hold records (records/*.json), got {str(folder)!r}.")
     _report(paths, folder, delta, Console())
 
 
-def _check_delta(delta: float) -> None:
+def check_delta(delta: float) -> None:
     if not 0.0 < delta < 1.0:
         raise ValueError(f"`delta` must be in (0, 1), got {delta!r}.")
 

@@ -167,8 +167,8 @@ def evaluate_record(record: RunRecord, *, delta: float) -> list[BoundResult]:
     at one solution does not meet the hypotheses of the theorems (the caveats say which). The
     hold-out bounds are certificates, because the test rows take no part in training; so are the
     PAC-Bayes bounds whose divergence is exact. Each holds with probability at least 1 - delta; to
-    quote k of them at once, ask for delta / k. :func:`~lodrop_theory.audit.audit` goes through
-    the hypotheses of all of them.
+    quote k of them at once, ask for delta / k. :func:`~lodrop_theory.assumptions.audit` goes
+    through the hypotheses of all of them.
 
     Args:
         record: A run.

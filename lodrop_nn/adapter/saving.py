@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from lodrop_nn.adapter import kinds
 from lodrop_nn.adapter.attach import adapter_layers, attach_lora_dropout, mask_bank
-from lodrop_nn.adapter.sidecar import WEIGHTS_NAME, AdapterFileError, read_sidecar, write_sidecar
+from lodrop_nn.adapter.sidecar import (
+    WEIGHTS_NAME,
+    AdapterFileError,
+    SideCar,
+    read_sidecar,
+    write_sidecar,
+)
+from lodrop_nn.masks import MaskBank
 
 _PEFT_FILES = (WEIGHTS_NAME, "adapter_config.json")
 
@@ -107,13 +114,27 @@ def load_adapter(
     model = PeftModel.from_pretrained(
         base_model, str(folder), is_trainable=is_trainable, config=config
     )
-    attach_lora_dropout(model, **sidecar.settings.as_json())
+    restore_masks(model, sidecar)
+    return model
+
+
+def restore_masks(model: PeftModel, sidecar: SideCar) -> MaskBank:
+    """Attach the masks of a saved adapter, and take what was folded into its lora_B out again.
+
+    Args:
+        model: A model that PEFT has loaded the adapter into, as ``"default"``; changed in place.
+        sidecar: What was saved beside the adapter.
+
+    Returns:
+        The adapter's masks.
+    """
+    bank = attach_lora_dropout(model, **sidecar.settings.as_json())
     if sidecar.is_folded:
         with torch.no_grad():
             for name, layer in adapter_layers(model, "default").items():
                 lora_B = model.get_parameter(kinds.kind_of(layer, name).lora_B_key(name, "default"))
                 lora_B /= _mean_factor(layer, name, "default")
-    return model
+    return bank
 
 
 def _write_alpha(path: Path, config: LoraConfig) -> None:

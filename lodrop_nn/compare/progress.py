@@ -22,6 +22,20 @@ def measurement_cost(config: RunConfig) -> float:
     ) * config.n_train
 
 
+def timed_bar(console: Console) -> Progress:
+    """A bar with a text, the time that has passed and the time that is left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        speed_estimate_period=120.0,
+    )
+
+
 class GridProgress:
     """A bar over all pending runs; its unit is the estimated cost, so that the time left is fair.
 
@@ -31,16 +45,7 @@ class GridProgress:
     """
 
     def __init__(self, pending: Sequence[RunConfig], console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            speed_estimate_period=120.0,
-        )
+        self._bar = timed_bar(console)
         total = sum(training_cost(c) + measurement_cost(c) for c in pending)
         self._task = self._bar.add_task("starting", total=total)
         self._finished = 0.0

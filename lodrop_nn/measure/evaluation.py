@@ -1,7 +1,8 @@
 """The common ground of all measurements: evaluation mode, masks off, plain cross-entropy."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftModel
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.masks.contexts import evaluation_mode
+from lodrop_nn.measure.checks import check_labeled
 from lodrop_nn.predict.first_token import first_token_only
 
 Batch = Mapping[str, Tensor]
@@ -26,8 +28,9 @@ def count_rows(batches: Sequence[Batch]) -> int:
     """Number of examples in all batches.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or one has no label.
     """
+    check_labeled(batches)
     n_rows = sum(len(batch["labels"]) for batch in batches)
     if n_rows == 0:
         raise ValueError("`batches` must hold at least one example, got none.")
@@ -73,20 +76,70 @@ def mean_predictor(model: PeftModel, bank: MaskBank, batches: Sequence[Batch]) -
         yield
 
 
-def mean_losses(model: PeftModel, batches: Sequence[Batch]) -> list[Callable[[], Tensor]]:
+@dataclass(frozen=True, eq=False)
+class FixedMasks:
+    """Some of the masks that a bank holds fixed, for the rows of one pass.
+
+    Attributes:
+        bank: The masks of the adapter, inside of ``bank.fixed``.
+        start: First of the masks.
+        stop: One past the last: one mask for all rows, or one per row.
+    """
+
+    bank: MaskBank
+    start: int
+    stop: int
+
+    def rows(self, start: int, stop: int) -> "FixedMasks":
+        """The masks of some of the rows."""
+        if self.stop - self.start == 1:
+            return self
+        return FixedMasks(self.bank, self.start + start, self.start + stop)
+
+
+@dataclass(frozen=True, eq=False)
+class LossPart:
+    """A part of a mean cross-entropy: the losses of some rows over the number of all. Nats.
+
+    Attributes:
+        model: The classifier.
+        batch: The rows.
+        n_rows: Number that their sum is divided by.
+        masks: The masks that they see; None for those that the bank applies.
+    """
+
+    model: PeftModel
+    batch: Batch
+    n_rows: int
+    masks: FixedMasks | None = None
+
+    def __call__(self) -> Tensor:
+        """The part, differentiable."""
+        masks = self.masks
+        with nullcontext() if masks is None else masks.bank.members(masks.start, masks.stop):
+            logits = self.model(**model_inputs(self.model, self.batch)).logits
+        labels = self.batch["labels"].to(logits.device)
+        return cross_entropy(logits, labels, reduction="sum") / self.n_rows
+
+    def halves(self) -> "tuple[LossPart, LossPart] | None":
+        """Two parts with the same sum; None for a single row."""
+        size = len(self.batch["labels"])
+        if size < 2:
+            return None
+        return self._rows(0, size // 2), self._rows(size // 2, size)
+
+    def _rows(self, start: int, stop: int) -> "LossPart":
+        return replace(
+            self,
+            batch={name: tensor[start:stop] for name, tensor in self.batch.items()},
+            masks=None if self.masks is None else self.masks.rows(start, stop),
+        )
+
+
+def mean_losses(model: PeftModel, batches: Sequence[Batch]) -> list[LossPart]:
     """One function per batch; their sum is the mean cross-entropy of all examples. Nats."""
     n_rows = count_rows(batches)
-
-    def part(batch: Batch) -> Callable[[], Tensor]:
-        def loss() -> Tensor:
-            logits = model(**model_inputs(model, batch)).logits
-            return (
-                cross_entropy(logits, batch["labels"].to(logits.device), reduction="sum") / n_rows
-            )
-
-        return loss
-
-    return [part(batch) for batch in batches]
+    return [LossPart(model, batch, n_rows) for batch in batches]
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

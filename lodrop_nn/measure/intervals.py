@@ -1,6 +1,7 @@
 """Intervals around measured means, each with the law that it assumes in its method text."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,14 @@ def mean_estimate(draws: Float64Array, level: float, method: str) -> Estimate:
         The estimate; ``n_draws`` is n.
 
     Raises:
-        ValueError: If ``level`` is outside (0, 1) or there is no draw.
+        ValueError: If ``level`` is outside (0, 1), or a draw is not finite, or there is none.
 
     Example:
         >>> estimate = mean_estimate(np.array([-1.0, 1.0]), 0.5, "two draws")
         >>> estimate.value, round(estimate.high, 6)  # the quartile of Cauchy's law is 1
         (0.0, 1.0)
     """
-    _check_level(level)
+    check_level(level)
     n_draws, value = _mean(draws)
     if n_draws == 1:
         return Estimate(value=value, n_draws=1, method=method)
@@ -48,6 +49,37 @@ def mean_estimate(draws: Float64Array, level: float, method: str) -> Estimate:
         n_draws=n_draws,
         method=f"{method}; Student's interval",
     )
+
+
+def variance_estimate(draws: Float64Array, level: float, method: str) -> Estimate | None:
+    r"""Sample variance of independent draws with Student's interval for the mean of squares.
+
+    .. math:: s^2 = \frac{1}{n-1} \sum_i (x_i - \bar x)^2
+
+    Approximate: the squares :math:`\frac{n}{n-1} (x_i - \bar x)^2`, of which it is the mean, are
+    taken for independent.
+
+    Args:
+        draws: Shape (n,), independent and identically distributed.
+        level: Coverage, in (0, 1).
+        method: Who was measured and how.
+
+    Returns:
+        The estimate with low >= 0; None for a single draw, which has no variance.
+
+    Raises:
+        ValueError: If ``level`` is outside (0, 1), or a draw is not finite, or there is none.
+
+    Example:
+        >>> variance_estimate(np.array([0.0, 1.0, 2.0]), 0.9, "three draws").value
+        1.0
+    """
+    check_level(level)
+    n_draws, mean = _mean(draws)
+    if n_draws == 1:
+        return None
+    squares = mean_estimate(np.square(draws - mean) * (n_draws / (n_draws - 1)), level, method)
+    return replace(squares, low=max(squares.lower, 0.0))
 
 
 def fraction_estimate(draws: Float64Array, level: float, method: str) -> Estimate:
@@ -76,7 +108,7 @@ def fraction_estimate(draws: Float64Array, level: float, method: str) -> Estimat
         >>> round(estimate.low, 6) == round(0.025 ** (1 / 10), 6), estimate.high
         (True, 1.0)
     """
-    _check_level(level)
+    check_level(level)
     n_draws, value = _mean(draws)
     if draws.min() < 0 or draws.max() > 1:
         raise ValueError(f"`draws` must be in [0, 1], got {draws.min()}..{draws.max()}.")
@@ -108,9 +140,18 @@ def _wilson(mean: float, n_draws: int, quantile: float) -> tuple[float, float]:
 def _mean(draws: Float64Array) -> tuple[int, float]:
     if draws.ndim != 1 or not draws.size:
         raise ValueError(f"`draws` must have shape (n,) with n >= 1, got {draws.shape}.")
+    bad = ~np.isfinite(draws)
+    if bad.any():
+        place = int(np.argmax(bad))
+        raise ValueError(f"`draws` must be finite, got {draws[place]} as draw {place}.")
     return draws.size, float(draws.mean())
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuse what is not the coverage of an interval.
+
+    Raises:
+        ValueError: If it is outside (0, 1).
+    """
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level!r}.")

@@ -11,6 +11,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.masks.settings import check_count
+from lodrop_nn.measure.checks import check_finite, check_labels
 from lodrop_nn.measure.evaluation import (
     Batch,
     count_rows,
@@ -19,6 +21,7 @@ from lodrop_nn.measure.evaluation import (
     model_inputs,
     trained_parameters,
 )
+from lodrop_nn.measure.predictions import original_order
 from lodrop_theory.records import Estimate
 
 # Rows of the gradients of one batch, and the losses of its examples.
@@ -65,7 +68,8 @@ def example_gradients(
         Norms and mean.
 
     Raises:
-        ValueError: If nothing is trained or there is no example.
+        ValueError: If nothing is trained, there is no example, a label is outside its range, or a
+            gradient is not finite; the first such row of the original order is named.
     """
     n_rows, done = count_rows(batches), 0
     parameters = trained_parameters(model)
@@ -80,6 +84,7 @@ def example_gradients(
             done += len(rows)
             if on_batch is not None:
                 on_batch(done, n_rows)
+    _check_gradients(batches, torch.cat(norms))
     pieces = (total / n_rows).split([p.numel() for p in parameters.values()])
     return ExampleGradients(
         norms=torch.cat(norms),
@@ -129,6 +134,65 @@ def lipschitz(
     )
 
 
+def dropout_lipschitz(
+    model: PeftModel,
+    bank: MaskBank,
+    batches: Sequence[Batch],
+    *,
+    n_masks: int,
+    seed: int,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Estimate:
+    r"""Largest gradient norm of the loss of one training example, a mean over masks.
+
+    .. math:: \max_i \Bigl\|\frac1N \sum_m \nabla_\theta \bigl(-\ln \pi^m_\theta(y_i \mid
+        x_i)\bigr)\Bigr\|_2
+
+    What :func:`lipschitz` is to the loss with masks off, this is to the loss that training sees:
+    the value at one point, and a lower estimate of a supremum. The N masks stand for all: their
+    noise adds to each norm, so that the mean over more masks tends to be smaller.
+
+    Args:
+        model: Adapted classifier.
+        bank: The masks of its adapter.
+        batches: The training examples.
+        n_masks: N >= 1 masks, the same for all examples; each costs one pass over the gradients.
+        seed: Seed >= 0 of the masks.
+        on_batch: Called as ``on_batch(rows_done, rows)``.
+
+    Returns:
+        Nats per parameter norm, >= 0, without an interval. Without dropout it is
+        :func:`lipschitz`.
+
+    Raises:
+        ValueError: If nothing is trained, there is no example, an argument is outside its range,
+            or a gradient is not finite.
+    """
+    check_count("n_masks", n_masks)
+    if bank.dropout_rate == 0.0:
+        n_masks = 1  # all masks are the same
+    n_rows, done, norms = count_rows(batches), 0, []
+    with mean_predictor(model, bank, batches), bank.fixed(n_masks=n_masks, seed=seed):
+        with bank.members(0, 1):
+            gradients, method = _fastest(model, batches)
+        for batch in batches:
+            total: Tensor | float = 0.0
+            for mask in range(n_masks):
+                with bank.members(mask, mask + 1):
+                    total = total + gradients(model, batch)[0]
+            norms.append((torch.as_tensor(total) / n_masks).norm(dim=1))
+            done += len(batch["labels"])
+            if on_batch is not None:
+                on_batch(done, n_rows)
+    _check_gradients(batches, torch.cat(norms))
+    return Estimate(
+        value=float(torch.cat(norms).max()),
+        n_draws=n_rows,
+        method=f"largest gradient norm of one training example, loss averaged over {n_masks} masks "
+        f"({method})",
+    )
+
+
 def gradient_norm(
     model: PeftModel,
     bank: MaskBank,
@@ -165,15 +229,22 @@ def _fastest(
 ) -> tuple[Callable[[PeftModel, Batch], _BatchGradients], str]:
     """The vectorized pass where it reproduces the losses of an ordinary one."""
     probe = max(batches, key=lambda batch: int((batch["attention_mask"] == 0).sum()))
+    with torch.no_grad():
+        logits = model(**model_inputs(model, probe)).logits
+    for batch in batches:
+        check_labels(batch["labels"].cpu().numpy(), logits.shape[-1])
+    expected = cross_entropy(logits, probe["labels"].to(logits.device), reduction="none")
     try:
         _, losses = _vectorized(model, probe)
     except (RuntimeError, ValueError, TypeError):  # what torch.func and models raise here
         return _one_by_one, "loop"
-    with torch.no_grad():
-        logits = model(**model_inputs(model, probe)).logits
-        expected = cross_entropy(logits, probe["labels"].to(logits.device), reduction="none")
     same = torch.allclose(losses, expected, rtol=1e-3, atol=1e-4)
     return (_vectorized, "torch.func.vmap") if same else (_one_by_one, "loop")
+
+
+def _check_gradients(batches: Sequence[Batch], norms: Tensor) -> None:
+    in_order = norms.numpy()[original_order(batches, len(norms))]
+    check_finite("gradients of the loss", in_order, rows_axis=0)
 
 
 def _vectorized(model: PeftModel, batch: Batch) -> _BatchGradients:

@@ -1,4 +1,4 @@
-r"""The weight :math:`\lambda` of the penalty that LoRA Dropout is read as, estimated two ways.
+r"""The weight :math:`\lambda` of the penalty that LoRA Dropout is read as, estimated three ways.
 
 The paper replaces training under masks by the penalized risk
 
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from lodrop_nn.adapter.report import delta_weights
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.measure.curvature import Curvature
+from lodrop_nn.measure.curvature import curvature as measured_curvature
 from lodrop_nn.measure.evaluation import Batch
 from lodrop_nn.measure.intervals import mean_estimate
 from lodrop_nn.measure.lipschitz import ExampleGradients, example_gradients
@@ -141,6 +143,65 @@ def penalty_kkt(
         n_draws=len(gradients.norms),
         method="-<grad_B R, B> over 2 s(p) ||D||^2, masks off, at a point that need not be "
         "stationary",
+    )
+
+
+def penalty_curvature(
+    model: PeftModel,
+    bank: MaskBank,
+    batches: Sequence[Batch],
+    *,
+    steps: int,
+    seed: int,
+    curvature: Curvature | None = None,
+) -> Estimate | None:
+    r"""Lambda by curvature: how much the masks lift the smallest Hessian eigenvalue.
+
+    .. math:: \lambda = \frac{\lambda_{\min}(H_m) - \lambda_{\min}(H)}{2\, s(p)}
+
+    A penalty :math:`\lambda s(p) \|\theta\|^2` would lift it by :math:`2 \lambda s(p)`. Both
+    eigenvalues are at the trained point; :math:`H_m` is that of one draw of masks, whose smallest
+    eigenvalue is on average too low (:func:`~lodrop_nn.measure.curvature.curvature`), and so is
+    this lambda. It may be negative. The interval takes the enclosures of the two eigenvalues end
+    against end; it does not hold the draw of the masks.
+
+    Args:
+        model: Adapted classifier.
+        bank: The masks of its adapter.
+        batches: The training examples.
+        steps: Products per Hessian, >= 2.
+        seed: Seed >= 0 of the start vector and of the masks.
+        curvature: The curvature, where it has been measured already.
+
+    Returns:
+        Nats per parameter^2, or None at p = 0, or if ``curvature`` was measured without masks.
+
+    Raises:
+        ValueError: If an argument is outside its range, nothing is trained or there is no example.
+
+    Source:
+        Strong convexity in Lin et al. (2024), arXiv:2404.09610v1, Proposition 4.2; the estimator is
+        ours.
+    """
+    p = bank.dropout_rate
+    if p == 0.0:
+        return None
+    curvature = curvature or measured_curvature(model, bank, batches, steps=steps, seed=seed)
+    plain, masked = curvature.hessian_min_eig, curvature.dropout_min_eig
+    if masked is None:
+        return None
+    unit = 2 * p * (2 - p)
+    # Each interval misses with probability 1 - level.
+    level = 1 - sum(1 - e.level for e in (plain, masked) if e.level is not None)
+    return Estimate(
+        value=(masked.value - plain.value) / unit,
+        low=(masked.lower - plain.upper) / unit,
+        high=(masked.upper - plain.lower) / unit,
+        level=level if level > 0 else None,
+        n_draws=min(plain.n_draws, masked.n_draws),
+        method="smallest Hessian eigenvalue under drawn masks less that without, over 2 s(p); "
+        "interval: enclosures of both",
+        provenance="plug-in",
     )
 
 

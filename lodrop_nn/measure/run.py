@@ -6,21 +6,42 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from peft import PeftModel
 
-from lodrop_nn.config import RunConfig
 from lodrop_nn.masks.bank import MaskBank
-from lodrop_nn.measure.evaluation import Batch, count_rows
-from lodrop_nn.measure.hessian import ExtremeEigenvalues, hessian_extreme_eigs
-from lodrop_nn.measure.lipschitz import example_gradients, gradient_norm, lipschitz
-from lodrop_nn.measure.penalty import delta_weight_norm, penalty, penalty_kkt
+from lodrop_nn.measure.curvature import Curvature, curvature
+from lodrop_nn.measure.ensemble import jensen_gap, output_covariance
+from lodrop_nn.measure.evaluation import Batch
+from lodrop_nn.measure.linear_head import lipschitz_bound
+from lodrop_nn.measure.lipschitz import (
+    dropout_lipschitz,
+    example_gradients,
+    gradient_norm,
+    lipschitz,
+)
+from lodrop_nn.measure.penalty import delta_weight_norm, penalty, penalty_curvature, penalty_kkt
+from lodrop_nn.measure.posterior import posterior
 from lodrop_nn.measure.predictions import Predictions, predict_all
 from lodrop_nn.measure.risk import predictor_measurement
+from lodrop_nn.measure.settings import PARTS, MeasureSettings
 from lodrop_nn.measure.sparsity import update_sparsity
+from lodrop_nn.measure.stability import StabilitySettings, stability
 from lodrop_theory.losses import smoothed_loss_range
-from lodrop_theory.records import PREDICTORS, Estimate, PredictorMeasurement, RunRecord
+from lodrop_theory.records import (
+    PREDICTORS,
+    Estimate,
+    PosteriorPoint,
+    PredictorMeasurement,
+    RunRecord,
+    StabilityMeasurement,
+    StabilityMethod,
+)
 
 _SPARSITY_DRAWS = 256
+Float64Array = NDArray[np.float64]
+Progress = Callable[[int, int], None]
 
 
 def measure(
@@ -28,25 +49,36 @@ def measure(
     bank: MaskBank,
     train: Sequence[Batch],
     test: Sequence[Batch],
-    config: RunConfig,
+    settings: MeasureSettings,
     *,
-    fine_tune_seconds: float,
+    config: Mapping[str, Any],
+    run_id: str,
     environment: Mapping[str, Any],
+    n_masks_train: int = 1,
+    fine_tune_seconds: float | None = None,
+    vote_shares: Float64Array | None = None,
     on_stage: Callable[[str, float], None] | None = None,
 ) -> RunRecord:
     """Measure what the theorems read from a fine-tuned adapter.
 
-    Stages: predictions on training and held-out rows, gradients of single training examples,
-    extreme Hessian eigenvalues, scores. The model comes back as it was, gradients included.
+    Stages: predictions on training and held-out rows, gradients of single training examples, the
+    spectrum of the Hessian with masks off and under masks, stabilities, the randomized adapter,
+    scores. The model comes back as it was, gradients included.
 
     Args:
-        model: Fine-tuned adapter in fp32.
+        model: Fine-tuned adapter of a classifier in fp32; its trained parameters are the
+            coordinates of gradients, curvature and stability.
         bank: The masks of its adapter.
-        train: All training examples, ``config.n_train`` rows.
-        test: Held-out examples that no choice has seen, ``config.n_test`` rows.
-        config: The run's configuration.
-        fine_tune_seconds: Wall-clock seconds of the fine-tuning before.
+        train: All the examples that it was trained on.
+        test: Held-out examples that no choice has seen.
+        settings: What is drawn, how long it is iterated, and which parts are run.
+        config: What made the adapter and how it is measured, as JSON-able values.
+        run_id: Name of the run.
         environment: Where it ran, see :func:`lodrop_nn.measure.environment.environment`.
+        n_masks_train: Mask draws per training step, as far as known.
+        fine_tune_seconds: Wall-clock seconds of the fine-tuning before, or None.
+        vote_shares: Shape (n_test,), share of human votes for class 1 of each held-out row in its
+            original order, or None.
         on_stage: Called as ``on_stage(stage, fraction)``, fraction of the whole measurement that
             is done, in [0, 1].
 
@@ -54,62 +86,127 @@ def measure(
         The record; its ``seconds`` hold every stage.
 
     Raises:
-        ValueError: If the rows or the bank do not match ``config``, or a measurement is not finite.
+        ValueError: If there are fewer than 2 rows on a side, or a measurement is not finite: the
+            text names the argument and the row.
     """
-    _check_matches(bank, train, test, config)
-    stages = _Stages(config, on_stage)
+    n_train, n_test = (
+        _checked_rows(name, rows) for name, rows in (("train", train), ("test", test))
+    )
+    masked = bank.dropout_rate > 0
+    stages = _Stages(settings, n_train, n_test, masked, on_stage)
+    seed, n_masks = settings.seed, settings.n_masks
     with stages.run("predict train") as progress:
-        on_train = predict_all(
-            model, bank, train, n_masks=config.n_masks_test, seed=config.seed, on_batch=progress
-        )
+        on_train = predict_all(model, bank, train, n_masks=n_masks, seed=seed, on_batch=progress)
     with stages.run("predict test") as progress:
-        on_test = predict_all(
-            model, bank, test, n_masks=config.n_masks_test, seed=config.seed, on_batch=progress
-        )
+        on_test = predict_all(model, bank, test, n_masks=n_masks, seed=seed, on_batch=progress)
     with stages.run("gradients") as progress:
         gradients = example_gradients(model, bank, train, on_batch=progress)
-    with stages.run("hessian") as progress:
-        eigenvalues = hessian_extreme_eigs(
-            model, bank, train, steps=config.hessian_steps, seed=config.seed, on_step=progress
+        under_masks = dropout_lipschitz(
+            model, bank, train, n_masks=settings.n_gradient_masks, seed=seed
         )
-    with stages.run("scores"):
-        predictors: dict[str, PredictorMeasurement] = {
-            name: predictor_measurement(on_train, on_test, name, config.smoothing)
-            for name in PREDICTORS
-        }
-        sparsity = update_sparsity(bank, n_draws=_SPARSITY_DRAWS, seed=config.seed)
-        energy = penalty(
+    with stages.run("curvature") as progress:
+        spectrum = curvature(
             model,
             bank,
             train,
-            n_masks=config.n_masks_test,
-            seed=config.seed,
-            predictions=on_train,
+            steps=settings.hessian_steps,
+            seed=seed,
+            level=settings.level,
+            with_masks="dropout-curvature" in settings.parts,
+            on_step=progress,
         )
+    stabilities: StabilityMeasurement | None = None
+    if "stability" in settings.parts:
+        with stages.run("stability") as progress:
+            stabilities = stability(
+                model,
+                bank,
+                train,
+                test,
+                _stability_settings(settings),
+                hessian_min_eig=spectrum.hessian_min_eig,
+                hessian_max_eig=spectrum.hessian_max_eig,
+                on_step=progress,
+            )
+    randomized: tuple[PosteriorPoint, ...] = ()
+    if "posterior" in settings.parts:
+        with stages.run("posterior") as progress:
+            randomized = posterior(
+                model,
+                bank,
+                train,
+                noise_stds=settings.noise_stds,
+                n_passes=settings.n_posterior_passes,
+                smoothing=settings.smoothing,
+                seed=seed,
+                on_step=progress,
+            )
+    with stages.run("scores"):
+        predictors: dict[str, PredictorMeasurement] = {
+            name: predictor_measurement(
+                on_train,
+                on_test,
+                name,
+                settings.smoothing,
+                level=settings.level,
+                vote_shares=vote_shares,
+            )
+            for name in PREDICTORS
+        }
+        energy = penalty(model, bank, train, n_masks=n_masks, seed=seed, predictions=on_train)
+        by_curvature = (
+            penalty_curvature(
+                model,
+                bank,
+                train,
+                steps=settings.hessian_steps,
+                seed=seed,
+                curvature=spectrum,
+            )
+            if spectrum.dropout_min_eig is not None
+            else None
+        )
+        sparsity = update_sparsity(bank, n_draws=_SPARSITY_DRAWS, seed=seed)
+        rate, level = bank.dropout_rate, settings.level
+        spread = output_covariance(on_test, dropout_rate=rate, level=level)
+        gain = jensen_gap(on_test, smoothing=settings.smoothing, dropout_rate=rate, level=level)
+        proved = lipschitz_bound(model, bank, train)
     slope = gradient_norm(model, bank, train, gradients=gradients)
+    seconds = {} if fine_tune_seconds is None else {"fine-tune": fine_tune_seconds}
     return RunRecord(
-        run_id=config.run_id,
+        run_id=run_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=config.as_json(),
+        config=dict(config),
         environment=dict(environment),
-        n_train=len(on_train),
-        n_test=len(on_test),
-        n_parameters=eigenvalues.n_parameters,
-        dropout_rate=config.dropout_rate,
-        n_masks_train=config.n_masks_train,
-        n_masks_test=config.n_masks_test,
-        loss_range=loss_range(on_train, config.smoothing),
+        n_train=n_train,
+        n_test=n_test,
+        n_parameters=spectrum.n_parameters,
+        dropout_rate=bank.dropout_rate,
+        n_masks_train=n_masks_train,
+        n_masks_test=n_masks,
+        loss_range=loss_range(on_train, settings.smoothing),
         lipschitz=lipschitz(model, bank, train, gradients=gradients),
-        hessian_min_eig=eigenvalues.min,
-        hessian_max_eig=eigenvalues.max,
+        hessian_min_eig=spectrum.hessian_min_eig,
+        hessian_max_eig=spectrum.hessian_max_eig,
         gradient_norm=slope,
         delta_weight_norm=delta_weight_norm(model),
         penalty=energy,
         penalty_kkt=penalty_kkt(model, bank, train, gradients=gradients),
         update_sparsity=sparsity,
         predictors=predictors,
-        seconds={"fine-tune": fine_tune_seconds, **stages.seconds},
-        notes=_notes(eigenvalues, slope, config),
+        seconds={**seconds, **stages.seconds},
+        notes=_notes(spectrum, slope, bank),
+        lipschitz_bound=proved,
+        dropout_lipschitz=under_masks,
+        dropout_min_eig=spectrum.dropout_min_eig,
+        transverse_min_eig=spectrum.transverse_min_eig,
+        gauge_dimension=spectrum.gauge_dimension,
+        gauge_residual=spectrum.gauge_residual,
+        penalty_curvature=by_curvature,
+        output_covariance=spread,
+        jensen_gap=gain,
+        stability=stabilities,
+        posterior=randomized,
     )
 
 
@@ -121,28 +218,63 @@ def loss_range(predictions: Predictions, smoothing: float) -> Estimate:
     )
 
 
+def _stability_settings(settings: MeasureSettings) -> StabilitySettings:
+    """What is measured of the stability: by true refits too, unless there are to be none."""
+    methods: tuple[StabilityMethod, ...] = ("gauss-newton", "influence")
+    if settings.n_refits:
+        methods = (*methods, "newton", "refit")
+    return StabilitySettings(
+        center="solution" if settings.ridge is None else "origin",
+        ridge=settings.ridge,
+        methods=methods,
+        smoothing=settings.smoothing,
+        n_left_out=settings.n_left_out,
+        n_newton=max(settings.n_refits, 2),
+        n_refits=max(settings.n_refits, 2),
+        n_fresh=settings.n_fresh,
+        seed=settings.seed,
+        level=settings.level,
+        hessian_steps=settings.hessian_steps,
+    )
+
+
 class _Stages:
     """Times the stages and reports the fraction of the expected cost that is done."""
 
-    def __init__(self, config: RunConfig, report: Callable[[str, float], None] | None) -> None:
+    def __init__(
+        self,
+        settings: MeasureSettings,
+        n_train: int,
+        n_test: int,
+        masked: bool,
+        report: Callable[[str, float], None] | None,
+    ) -> None:
         # In forward passes of one example, as measured on MiniLM with its upper half adapted.
-        members = config.n_masks_test if config.dropout_rate > 0 else 0
-        self._costs = {
-            "predict train": (1 + 0.36 * members) * config.n_train,
-            "predict test": (1 + 0.36 * members) * config.n_test,
-            "gradients": 1.7 * config.n_train,
-            "hessian": (1.3 + config.hessian_steps) * config.n_train,
-            "scores": 0.02 * (config.n_train + config.n_test),
+        members = 1 + 0.36 * settings.n_masks if masked else 1.0
+        spectrum = (1.3 + settings.hessian_steps) * n_train
+        refits = 12.0 * settings.n_refits * n_train
+        costs = {
+            "predict train": members * n_train,
+            "predict test": members * n_test,
+            "gradients": (1.7 + (1.7 * settings.n_gradient_masks if masked else 0.0)) * n_train,
+            "curvature": spectrum * (1 + (masked and "dropout-curvature" in settings.parts)),
+            "stability": 6.0 * n_train + refits,
+            "posterior": 1.0 * len(settings.noise_stds) * settings.n_posterior_passes * n_train,
+            "scores": 0.02 * (n_train + n_test),
         }
+        left_out = set(PARTS) - set(settings.parts)
+        self._costs = {stage: cost for stage, cost in costs.items() if stage not in left_out}
         self._report, self._done = report, 0.0
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def run(self, stage: str) -> Iterator[Callable[[int, int], None]]:
+    def run(self, stage: str) -> Iterator[Progress]:
+        whole = sum(self._costs.values())
+
         def progress(step: int, steps: int) -> None:
             if self._report is not None:
-                done = self._done + self._costs[stage] * step / steps
-                self._report(stage, min(1.0, done / sum(self._costs.values())))
+                done = self._done + self._costs[stage] * min(1.0, step / steps)
+                self._report(stage, min(1.0, done / whole))
 
         progress(0, 1)
         start = time.perf_counter()
@@ -152,41 +284,22 @@ class _Stages:
         self._done += self._costs[stage]
 
 
-def _check_matches(
-    bank: MaskBank, train: Sequence[Batch], test: Sequence[Batch], config: RunConfig
-) -> None:
-    for name, batches, expected in (
-        ("train", train, config.n_train),
-        ("test", test, config.n_test),
-    ):
-        if (n_rows := count_rows(batches)) != expected:
-            raise ValueError(f"`{name}` must hold config.n_{name} = {expected} rows, got {n_rows}.")
-    if bank.dropout_rate != config.dropout_rate:
-        raise ValueError(
-            f"`bank` must have config.dropout_rate = {config.dropout_rate}, "
-            f"got {bank.dropout_rate}."
-        )
+def _checked_rows(name: str, batches: Sequence[Batch]) -> int:
+    n_rows = sum(len(batch["labels"]) for batch in batches)
+    if n_rows < 2:
+        raise ValueError(f"`{name}` must hold at least 2 rows, got {n_rows}.")
+    return n_rows
 
 
-def _notes(eigenvalues: ExtremeEigenvalues, slope: Estimate, config: RunConfig) -> tuple[str, ...]:
+def _notes(spectrum: Curvature, slope: Estimate, bank: MaskBank) -> tuple[str, ...]:
     notes = [
-        "hessian_min_eig is taken in the trained coordinates, the factors (A, B) and the "
-        "classifier: there the risk is not convex, and the scaling freedom of B A leaves flat "
-        "directions at every stationary point.",
+        "hessian_min_eig is taken in the trained coordinates: in the factors (A, B) the risk is "
+        "not convex, and the scaling freedom of B A leaves flat directions at every stationary "
+        "point; transverse_min_eig is across them.",
         "lipschitz is the value at one point: the proof needs a supremum over segments.",
         f"The solution is a minimizer up to a gradient norm of {slope.value:.3g}; curvature and "
         "penalty_kkt are those of this point.",
     ]
-    ends = (
-        ("hessian_min_eig", eigenvalues.min_converged, eigenvalues.min),
-        ("hessian_max_eig", eigenvalues.max_converged, eigenvalues.max),
-    )
-    notes += [
-        f"{name} did not converge in {end.n_draws} Lanczos steps: some eigenvalue lies within the "
-        "residual of its value, but the extreme one may lie outside the interval."
-        for name, converged, end in ends
-        if not converged
-    ]
-    if not config.rescale:
+    if not bank.rescale:
         notes.append("Masks are not rescaled: the mean predictor applies (1 - p)^2 of the update.")
     return tuple(notes)

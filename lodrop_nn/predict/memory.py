@@ -67,6 +67,7 @@ def in_chunks(
         InstanceLayoutError: If the model takes one mask per pass, and chunks are to be kept.
         RuntimeError: If memory does not even suffice for one member (on CUDA
             ``torch.OutOfMemoryError``).
+        MemoryError: The same, where the memory was Python's.
 
     Example:
         >>> list(in_chunks(5, 2, lambda start, stop: (start, stop)))
@@ -78,7 +79,7 @@ def in_chunks(
         stop = min(start + chunk, n_masks)
         try:
             result = run(start, stop)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if stop - start == 1 or not _is_out_of_memory(error):
                 raise
             chunk = (stop - start) // 2
@@ -95,8 +96,9 @@ def in_chunks(
             torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator" in str(error)
 
 
 def _count_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> int:

@@ -57,6 +57,21 @@ def seed_mean(values: Sequence[float], level: float = 0.95) -> SeedMean:
     return SeedMean(mean=mean, low=mean - half, high=mean + half, n_seeds=n)
 
 
+# What else a record may hold is not there in all runs that are compared.
+_OF_EVERY_RUN = frozenset(
+    {
+        "lin2024",
+        "two-stability",
+        "uniform-tail",
+        "expectation",
+        "l2-stability",
+        "hold-out",
+        "hold-out+jensen",
+    }
+)
+_STABILITIES = 4  # those that follow from hessian_min_eig and penalty come first
+
+
 @dataclass(frozen=True, kw_only=True)
 class RateSummary:
     """All runs of one dropout rate, with the bounds of each.
@@ -64,8 +79,9 @@ class RateSummary:
     Attributes:
         dropout_rate: p of these runs.
         records: One record per seed, in the order of the seeds.
-        bounds: For each record the bounds that :func:`evaluate_record` gives, in one order.
-        stabilities: For each record the stabilities, in one order.
+        bounds: For each record the bounds that every run has the measurements for, in nats, as
+            :func:`evaluate_record` gives them, in one order.
+        stabilities: For each record those that its hessian_min_eig and penalty give, in one order.
     """
 
     dropout_rate: float
@@ -111,11 +127,16 @@ def summarize(records: Sequence[RunRecord], *, delta: float) -> list[RateSummary
             RateSummary(
                 dropout_rate=rate,
                 records=runs,
-                bounds=tuple(tuple(evaluate_record(r, delta=delta)) for r in runs),
-                stabilities=tuple(tuple(stability_of_record(r)) for r in runs),
+                bounds=tuple(_bounds_of_every_run(r, delta) for r in runs),
+                stabilities=tuple(tuple(stability_of_record(r)[:_STABILITIES]) for r in runs),
             )
         )
     return summaries
+
+
+def _bounds_of_every_run(record: RunRecord, delta: float) -> tuple[BoundResult, ...]:
+    results = evaluate_record(record, delta=delta)
+    return tuple(result for result in results if result.bound in _OF_EVERY_RUN)
 
 
 def paired_difference(

@@ -20,7 +20,8 @@ def show(tables: Sequence[Table], console: Console) -> None:
             padding=(0, 1),
         )
         for head in table.columns:
-            drawn.add_column(Text(head), justify="right", no_wrap=True)
+            # A column without a head names its rows.
+            drawn.add_column(Text(head), justify="right" if head else "left", no_wrap=True)
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
         # Never drop a digit: a narrow terminal wraps lines, it does not cut cells.

@@ -9,7 +9,14 @@ import pytest
 import lodrop_nn.measure
 from lodrop_nn.config import RunConfig
 from lodrop_theory import inputs
-from lodrop_theory.records import Estimate, PredictorMeasurement, RunRecord
+from lodrop_theory.records import (
+    Estimate,
+    PosteriorPoint,
+    PredictorMeasurement,
+    RunRecord,
+    StabilityEstimates,
+    StabilityMeasurement,
+)
 
 # Chosen by the reader of a bound, or known from the configuration: nothing to measure.
 CHOSEN = {
@@ -25,27 +32,22 @@ CHOSEN = {
 }
 # The held-out bound reads the risk on the held-out rows, which estimates the population's.
 RENAMED = {"held_out_risk": "population_risk"}
-# Read by theorems, not measured yet.
+# Read by theorems that no record is put to: why each of them cannot be measured.
 NOT_MEASURED = {
-    "hypothesis_stability",
-    "pointwise_stability",
-    "uniform_stability",
-    "replace_one_in",
-    "replace_one_out",
-    "loss_variance",
-    "n_errors",
-    "sample_variance",
-    "leave_one_out_risk",
-    "remove_one_out",
-    "kl_nats",
-    "smoothness",
-    "information_nats",
-    "norm_bound",
-    "code_length_bits",
-    "transverse_min_eig",
-    "dropout_lipschitz",
-    "dropout_min_eig",
+    "uniform_stability": "a supremum over training sets; a sample of them shows only less",
+    "smoothness": "a supremum over wherever the iterates go",
+    "information_nats": "a property of the law of the training set, of which there is one draw",
+    "norm_bound": "must be fixed before training; the norm that came out is no such bound",
+    "code_length_bits": "the length of a code that nobody has written",
 }
+# The parts of a record that hold what theorems read.
+RECORDS = (
+    RunRecord,
+    PredictorMeasurement,
+    StabilityMeasurement,
+    StabilityEstimates,
+    PosteriorPoint,
+)
 ALL_INPUTS = [
     value
     for value in vars(inputs).values()
@@ -57,6 +59,11 @@ def names(kind: type) -> Set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
+def recorded() -> set[str]:
+    """Names of all fields that a record has, in all of its parts."""
+    return set().union(*(names(kind) for kind in RECORDS))
+
+
 def measured_fields() -> list[str]:
     """Fields of the record that hold an estimate."""
     hints = get_type_hints(RunRecord)
@@ -65,17 +72,16 @@ def measured_fields() -> list[str]:
 
 @pytest.mark.parametrize("kind", ALL_INPUTS)
 def test_what_a_theorem_reads_is_in_the_record(kind: type) -> None:
-    recorded = names(RunRecord) | names(PredictorMeasurement)
-    for name in names(kind) - CHOSEN - NOT_MEASURED:
-        assert RENAMED.get(name, name) in recorded, f"{kind.__name__}.{name} has no measurement"
+    for name in names(kind) - CHOSEN - set(NOT_MEASURED):
+        assert RENAMED.get(name, name) in recorded(), f"{kind.__name__}.{name} has no measurement"
 
 
 def test_nothing_is_excused_without_need() -> None:
     read = set().union(*(names(kind) for kind in ALL_INPUTS))
-    recorded = names(RunRecord) | names(PredictorMeasurement)
     assert len(ALL_INPUTS) >= 6
-    assert read >= CHOSEN | NOT_MEASURED | set(RENAMED)
-    assert not NOT_MEASURED & recorded, "measured by now: take it off the list"
+    assert read >= CHOSEN | set(NOT_MEASURED) | set(RENAMED)
+    assert not set(NOT_MEASURED) & recorded(), "measured by now: take it off the list"
+    assert all(NOT_MEASURED.values())
 
 
 @pytest.mark.parametrize("name", measured_fields())

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev
+from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from lodrop_nn.measure.evaluation import mean_losses, mean_predictor, trained_parameters
@@ -89,11 +90,11 @@ def test_both_ways_to_the_ends_of_the_spectrum(kind: str) -> None:
     krylov = hessian_extreme_eigs(model, bank, BATCHES, steps=60, seed=0, dense_up_to=0)
 
     assert dense.n_parameters == krylov.n_parameters == len(expected)
-    for found in (dense, krylov):
-        assert found.min.value == pytest.approx(float(expected[0]), abs=1e-5)
-        assert found.max.value == pytest.approx(float(expected[-1]), abs=1e-5)
-        assert found.min_converged
-        assert found.max_converged
+    for found, accuracy in ((dense, 1e-5), (krylov, 1e-3)):
+        assert found.min.value == pytest.approx(float(expected[0]), abs=accuracy)
+        assert found.max.value == pytest.approx(float(expected[-1]), abs=accuracy)
+    assert dense.min_converged
+    assert dense.max_converged
     assert hessian_min_eig(model, bank, BATCHES, steps=2, seed=0) == dense.min
     assert hessian_max_eig(model, bank, BATCHES, steps=2, seed=0) == dense.max
 
@@ -101,24 +102,27 @@ def test_both_ways_to_the_ends_of_the_spectrum(kind: str) -> None:
 REFERENCE_BERT = torch.linalg.eigvalsh(dense_reference("bert"))
 
 
+@settings(max_examples=25)
 @given(steps=st.integers(2, 12), seed=st.integers(0, 99))
 def test_what_few_steps_promise(steps: int, seed: int) -> None:
     model, bank = adapted_classifier("bert", 0.4)
 
-    found = hessian_extreme_eigs(model, bank, BATCHES, steps=steps, seed=seed, dense_up_to=0)
+    # At this level a failure would be a wrong bound, not bad luck.
+    found = hessian_extreme_eigs(
+        model, bank, BATCHES, steps=steps, seed=seed, level=1 - 1e-9, dense_up_to=0
+    )
 
-    assert found.min.upper >= REFERENCE_BERT[0] - 1e-9
-    assert found.max.lower <= REFERENCE_BERT[-1] + 1e-9
+    assert found.min.lower <= REFERENCE_BERT[0] <= found.min.upper + 1e-9
+    assert found.max.lower - 1e-9 <= REFERENCE_BERT[-1] <= found.max.upper
     norm = max(abs(found.min.value), abs(found.max.value))
     for end, converged in ((found.min, found.min_converged), (found.max, found.max_converged)):
-        residual = end.upper - end.lower
-        # Some eigenvalue is this near, on either side: not always the extreme one.
-        assert float((REFERENCE_BERT - end.value).abs().min()) <= residual + 1e-9
-        assert converged == (residual <= 1e-2 * norm + 1e-12)
+        assert converged == (end.upper - end.lower <= 1e-2 * norm)
         assert end.lower <= end.value <= end.upper
         assert end.n_draws == steps
+        assert (end.level, end.provenance) == (1 - 1e-9, "interval")
 
 
+@settings(max_examples=20)
 @given(batch_size=st.integers(1, 6), retain=st.booleans())
 def test_batches_and_memory_do_not_matter(batch_size: int, retain: bool) -> None:
     model, bank = adapted_classifier("llama", 0.4)
@@ -134,6 +138,7 @@ def test_batches_and_memory_do_not_matter(batch_size: int, retain: bool) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31))
 def test_the_scaling_freedom_of_the_factors(kind: str, seed: int) -> None:
     r"""(A, B) -> ((1 + tX) A, B (1 + tX)^-1) keeps B A.
@@ -168,6 +173,84 @@ def test_the_scaling_freedom_of_the_factors(kind: str, seed: int) -> None:
     torch.testing.assert_close(
         product, torch.cat([i.detach().flatten() for i in image.values()]), rtol=1e-6, atol=1e-8
     )
+
+
+class Hungry:
+    """Lets a pass over more than some rows fail for want of memory, a number of times."""
+
+    def __init__(self, error: BaseException, rows: int, times: int) -> None:
+        self.error, self.rows, self.times = error, rows, times
+
+    def __call__(self, module: Module, args: tuple[object, ...], kwargs: dict[str, Tensor]) -> None:
+        if len(kwargs["input_ids"]) > self.rows and self.times > 0:
+            self.times -= 1
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA error: out of memory"),
+        torch.OutOfMemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+@pytest.mark.parametrize(("rows", "times", "parts"), [(3, 1, 2), (2, 99, 4), (1, 99, 6)])
+def test_memory_that_does_not_suffice_costs_time_only(
+    error: Exception, rows: int, times: int, parts: int
+) -> None:
+    model, bank = adapted_classifier("bert", 0.4)
+    parameters = list(trained_parameters(model).values())
+    v = torch.randn(sum(p.numel() for p in parameters), dtype=torch.float64)
+
+    with mean_predictor(model, bank, BATCHES):
+        expected = HessianOfSum(mean_losses(model, BATCHES), parameters)
+        handle = model.register_forward_pre_hook(Hungry(error, rows, times), with_kwargs=True)
+        tight = HessianOfSum(mean_losses(model, BATCHES), parameters)
+        found = tight.product(v)
+        handle.remove()
+
+    torch.testing.assert_close(found, expected.product(v))
+    torch.testing.assert_close(tight.gradient, expected.gradient)
+    fails = rows < 3
+    assert tight.n_parts == (parts if fails else 2)
+    assert (tight.retained, expected.retained) == (not fails, True)
+
+
+def test_memory_that_runs_out_in_a_product_costs_the_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, bank = adapted_classifier("bert", 0.4)
+    parameters = list(trained_parameters(model).values())
+    v = torch.randn(sum(p.numel() for p in parameters), dtype=torch.float64)
+    with mean_predictor(model, bank, BATCHES):
+        hessian = HessianOfSum(mean_losses(model, BATCHES), parameters)
+        expected = hessian.product(v)
+        derivative, calls = hessian._derivative, []
+
+        def once_too_large(*args: object) -> object:
+            calls.append(1)
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError
+            return derivative(*args)
+
+        monkeypatch.setattr(hessian, "_derivative", once_too_large)
+        found = hessian.product(v)
+
+    torch.testing.assert_close(found, expected)
+    assert (hessian.retained, len(calls)) == (False, 3)
+
+
+def test_other_errors_and_single_rows_are_raised() -> None:
+    model, bank = adapted_classifier("bert", 0.4)
+    parameters = list(trained_parameters(model).values())
+    for error, rows in ((RuntimeError("shapes differ"), 2), (MemoryError(), 0)):
+        with mean_predictor(model, bank, BATCHES):
+            handle = model.register_forward_pre_hook(Hungry(error, rows, 99), with_kwargs=True)
+            with pytest.raises(type(error)):
+                HessianOfSum(mean_losses(model, BATCHES), parameters)
+            handle.remove()
 
 
 def test_masks_and_modes_are_left_as_they_were() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from lodrop_nn.measure.intervals import fraction_estimate, mean_estimate
+from lodrop_nn.measure.intervals import fraction_estimate, mean_estimate, variance_estimate
 
 levels = st.floats(0.5, 0.999)
 # On a grid, so that 1 - x is exact.
@@ -110,3 +110,36 @@ def test_refusals(interval) -> None:
         interval(np.ones(0), 0.9, "test")
     with pytest.raises(ValueError, match="`draws` must be in"):
         fraction_estimate(np.array([0.5, 1.5]), 0.9, "test")
+
+
+@given(
+    draws=hnp.arrays(np.float64, st.integers(2, 40), elements=st.floats(-1e3, 1e3)), level=levels
+)
+def test_the_variance_is_numpys(draws: np.ndarray, level: float) -> None:
+    estimate = variance_estimate(draws, level, "test")
+
+    assert estimate.value == pytest.approx(np.var(draws, ddof=1), rel=1e-9, abs=1e-9)
+    assert 0 <= estimate.lower <= estimate.value <= estimate.upper
+
+
+def test_the_interval_of_a_variance_covers_it() -> None:
+    stream = np.random.default_rng(0)
+    samples = stream.uniform(0.0, math.sqrt(12), size=(1000, 100))  # variance 1
+
+    covered = [
+        estimate.lower <= 1.0 <= estimate.upper
+        for estimate in (variance_estimate(row, 0.9, "test") for row in samples)
+    ]
+
+    assert abs(np.mean(covered) - 0.9) < 0.02 + 4 * math.sqrt(0.9 * 0.1 / 1000)
+
+
+def test_one_draw_has_no_variance() -> None:
+    assert variance_estimate(np.array([2.5]), 0.9, "test") is None
+
+
+@pytest.mark.parametrize("interval", [mean_estimate, fraction_estimate, variance_estimate])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_first_draw_that_is_not_finite_is_named(interval, bad: float) -> None:
+    with pytest.raises(ValueError, match=r"`draws` must be finite, got .* as draw 2"):
+        interval(np.array([0.0, 1.0, bad, bad]), 0.9, "test")

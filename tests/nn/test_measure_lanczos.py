@@ -106,6 +106,36 @@ def test_the_interval_still_holds_when_products_are_rounded(seed: int) -> None:
     assert distance <= ritz.residuals[0] + 5 * ritz.asymmetry
 
 
+@given(n=st.integers(4, 30), removed=st.integers(1, 3), seed=seeds)
+def test_a_projection_restricts_the_operator(n: int, removed: int, seed: int) -> None:
+    matrix = symmetric(n, seed)
+    stream = torch.Generator().manual_seed(seed)
+    random = torch.randn(n, n, dtype=torch.float64, generator=stream)
+    frame = torch.linalg.qr(random).Q
+    gone, kept = frame[:, :removed], frame[:, removed:]
+
+    ritz = lanczos(
+        lambda v: matrix @ v,
+        gaussian(n, seed),
+        steps=n - removed,
+        project=lambda v: v - gone @ (gone.T @ v),
+    )
+
+    expected = torch.linalg.eigvalsh(kept.T @ matrix @ kept)
+    torch.testing.assert_close(ritz.values, expected, rtol=0, atol=1e-8)
+    assert float(ritz.residuals.max()) < 1e-6
+
+
+def test_the_residual_is_no_bound_of_the_minimum() -> None:
+    # A start that barely sees the smallest eigenvalue: value less residual lies above it.
+    diagonal = torch.tensor([-1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
+    start = torch.tensor([1e-9, 1.0, 1.0, 1.0], dtype=torch.float64)
+
+    ritz = lanczos(lambda v: diagonal * v, start, steps=3)
+
+    assert float(ritz.values[0] - ritz.residuals[0]) > -0.5
+
+
 def test_start_is_kept_and_steps_are_reported() -> None:
     start = torch.full((9,), 2.0, dtype=torch.float64)
     seen: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""The two estimators of the penalty's weight, and what they are made of."""
+"""The three estimators of the penalty's weight, and what they are made of."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from lodrop_nn.masks import MaskBank, MaskSettings
-from lodrop_nn.measure.penalty import delta_weight_norm, penalty, penalty_kkt
+from lodrop_nn.measure.curvature import curvature
+from lodrop_nn.measure.penalty import (
+    delta_weight_norm,
+    penalty,
+    penalty_curvature,
+    penalty_kkt,
+)
 from lodrop_nn.measure.predictions import predict_all
 from lodrop_nn.measure.sparsity import update_sparsity
 from tests.nn.classifiers import KINDS, adapted_classifier, padded_batches
@@ -91,6 +97,28 @@ def test_energy_is_what_the_masks_add(rate: float, seed: int) -> None:
     assert found.value == pytest.approx((masked - risk("bert", 1.0, rate, True)) / unit, rel=1e-9)
     assert found.lower < found.value < found.upper
     assert found.n_draws == 3
+
+
+@pytest.mark.parametrize("dense_up_to", [0, 2500])
+def test_curvature_is_what_the_masks_lift(dense_up_to: int) -> None:
+    model, bank = adapted_classifier("bert", 0.4)
+    whole = curvature(model, bank, BATCHES, steps=6, seed=0, level=0.9, dense_up_to=dense_up_to)
+
+    found = penalty_curvature(model, bank, BATCHES, steps=6, seed=0, curvature=whole)
+
+    plain, masked = whole.hessian_min_eig, whole.dropout_min_eig
+    assert found is not None
+    assert masked is not None
+    unit = 2 * (2 * 0.4 - 0.4**2)
+    assert found.value == pytest.approx((masked.value - plain.value) / unit)
+    assert found.low == pytest.approx((masked.lower - plain.upper) / unit)
+    assert found.high == pytest.approx((masked.upper - plain.lower) / unit)
+    assert found.level == pytest.approx(0.8)
+    assert found.provenance == "plug-in"
+    alone = curvature(
+        model, bank, BATCHES, steps=6, seed=0, dense_up_to=dense_up_to, with_masks=False
+    )
+    assert penalty_curvature(model, bank, [], steps=6, seed=0, curvature=alone) is None
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])

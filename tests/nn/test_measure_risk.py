@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lodrop_nn.measure.predictions import Predictions, predict_all
 from lodrop_nn.measure.risk import negative_log_likelihoods, predictor_measurement
 from lodrop_nn.train.tiling import tile_batch
-from lodrop_theory.losses import smoothed_loss_range
+from lodrop_theory.losses import smoothed_cross_entropy, smoothed_loss_range
 from lodrop_theory.records import PREDICTORS, PredictorMeasurement
 from tests.nn.classifiers import KINDS, adapted_classifier, padded_batches
 
@@ -33,6 +33,7 @@ def all_three(train: Predictions, test: Predictions) -> dict[str, PredictorMeasu
     return {name: predictor_measurement(train, test, name, 0.1) for name in PREDICTORS}
 
 
+@settings(max_examples=25)
 @given(train=predictions(), test=predictions())
 def test_averaging_members_obeys_jensen(train: Predictions, test: Predictions) -> None:
     scores = all_three(train, test)
@@ -42,6 +43,7 @@ def test_averaging_members_obeys_jensen(train: Predictions, test: Predictions) -
         assert gibbs >= ensemble - 1e-12
 
 
+@settings(max_examples=25)
 @given(train=predictions(), test=predictions())
 def test_ranges_and_intervals(train: Predictions, test: Predictions) -> None:
     for scores in all_three(train, test).values():
@@ -61,6 +63,7 @@ def test_ranges_and_intervals(train: Predictions, test: Predictions) -> None:
             assert estimate.lower <= estimate.value <= estimate.upper
 
 
+@settings(max_examples=25)
 @given(test=predictions(), seed=st.integers(0, 2**31))
 def test_the_order_of_rows_and_of_members_does_not_matter(test: Predictions, seed: int) -> None:
     stream = np.random.default_rng(seed)
@@ -79,6 +82,7 @@ def test_the_order_of_rows_and_of_members_does_not_matter(test: Predictions, see
             assert (a.value, a.upper) == pytest.approx((b.value, b.upper), abs=1e-6)
 
 
+@settings(max_examples=25)
 @given(test=predictions())
 def test_one_member_is_its_own_ensemble(test: Predictions) -> None:
     alone = Predictions(
@@ -92,6 +96,45 @@ def test_one_member_is_its_own_ensemble(test: Predictions) -> None:
     for field in ("empirical_risk", "population_risk", "test_accuracy", "calibration_error"):
         values = [getattr(scores[name], field).value for name in PREDICTORS]
         assert values == pytest.approx([values[0]] * 3, abs=1e-6)
+
+
+@settings(max_examples=25)
+@given(test=predictions(n_classes=2), seed=st.integers(0, 2**31))
+def test_scores_beyond_the_risks(test: Predictions, seed: int) -> None:
+    votes = np.random.default_rng(seed).random(len(test))
+
+    for name in PREDICTORS:
+        scores = predictor_measurement(test, test, name, 0.1, vote_shares=votes)
+        rows = test.of(name)
+        losses = smoothed_cross_entropy(rows, test.labels, 0.1).mean(0)
+        if len(test) == 1:
+            assert scores.sample_variance is None
+        else:
+            assert scores.sample_variance.value == pytest.approx(losses.var(ddof=1), abs=1e-12)
+        wrong = (rows.argmax(-1) != test.labels).sum()
+        assert scores.n_errors == (None if name == "gibbs" else wrong)
+        distance = np.abs(rows[..., 1] - votes).mean()
+        assert scores.vote_distance.value == pytest.approx(distance)
+        assert 0 <= scores.vote_distance.lower <= scores.vote_distance.upper <= 1
+        assert scores.debiased_calibration_error.value <= scores.calibration_error.value + 1e-12
+        assert 0 <= scores.smooth_calibration_error.value <= 1
+        for error in ("calibration", "debiased_calibration", "smooth_calibration"):
+            assert getattr(scores, f"{error}_error").provenance == "plug-in"
+        if name != "gibbs":
+            accuracy = scores.test_accuracy.value
+            assert scores.n_errors == pytest.approx((1 - accuracy) * len(test))
+
+
+def test_votes_are_optional_and_checked() -> None:
+    rows = Predictions(
+        member_probabilities=np.full((1, 3, 2), 0.5),
+        mean_probabilities=np.full((3, 2), 0.5),
+        labels=np.zeros(3, dtype=int),
+    )
+
+    assert predictor_measurement(rows, rows, "mean", 0.1).vote_distance is None
+    with pytest.raises(ValueError, match="`vote_shares` must have shape"):
+        predictor_measurement(rows, rows, "mean", 0.1, vote_shares=np.zeros(2))
 
 
 def test_scores_by_hand() -> None:

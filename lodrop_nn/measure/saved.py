@@ -1,0 +1,287 @@
+"""From the folder of an adapter and labelled rows to everything that a measurement needs."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from lodrop_nn.adapter.loading import CONFIG_NAME, base_folder, load_classifier
+from lodrop_nn.adapter.sidecar import weights_sha256
+from lodrop_nn.compare.run import TEST_ROWS, TRAIN_ROWS
+from lodrop_nn.config import RunConfig
+from lodrop_nn.data import (
+    DATA_SETS,
+    TextClassificationData,
+    batches,
+    load_data,
+    load_rows,
+    load_split,
+    split,
+    tokenize,
+)
+from lodrop_nn.data.examples import Batch
+from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.measure.environment import environment
+from lodrop_nn.measure.run import measure
+from lodrop_nn.measure.settings import MeasureSettings
+from lodrop_nn.run_file import read_run
+from lodrop_theory.records import RunRecord, content_hash
+
+PROTOCOL = 1  # raise when the meaning of a measurement changes: old records then no longer match
+N_TRAIN, N_TEST = 256, 512  # of rows that have to be split, where nothing says how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which rows an adapter was trained on, and which it has not seen.
+
+    Attributes:
+        data: Name of a data set in :mod:`lodrop_nn.data`, a folder of ``train`` and ``test`` for
+            :func:`~lodrop_nn.data.load_split`, or one file for
+            :func:`~lodrop_nn.data.load_rows`. None takes that of the run that trained the adapter,
+            where it was saved by a comparison.
+        n_train: Training rows of a data set or a file; None takes that of the run, or 256.
+        n_test: Held-out rows of a data set or a file; None takes that of the run, or 512.
+        seed: Seed >= 0 of the split; None takes that of the run, or 0.
+        class_names: Names of the classes in the order of the model's outputs; None takes those
+            of its config, where it has any, or the alphabetical order.
+    """
+
+    data: str | None = None
+    n_train: int | None = None
+    n_test: int | None = None
+    seed: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An adapter and its rows, ready to be measured.
+
+    Attributes:
+        run_id: Twelve hexadecimal digits of the content of weights, rows and settings.
+        config: What is measured and how, JSON-able.
+        notes: What a reader must know of the rows.
+        model: The adapted classifier, on its device.
+        bank: Its masks.
+        train: Batches of the training rows.
+        test: Batches of the held-out rows.
+        vote_shares: Human vote shares of the held-out rows, where there are some.
+        settings: What the measurement draws.
+    """
+
+    run_id: str
+    config: Mapping[str, Any]
+    notes: tuple[str, ...]
+    model: PeftModel
+    bank: MaskBank
+    train: Sequence[Batch]
+    test: Sequence[Batch]
+    vote_shares: NDArray | None
+    settings: MeasureSettings
+
+    def measure(self, on_stage: Callable[[str, float], None] | None = None) -> RunRecord:
+        """The record of the measurement; nothing is written.
+
+        Args:
+            on_stage: Called as ``on_stage(stage, fraction)`` with the fraction of the whole that
+                is done.
+        """
+        device = next(self.model.parameters()).device
+        record = measure(
+            self.model,
+            self.bank,
+            self.train,
+            self.test,
+            self.settings,
+            config=self.config,
+            run_id=self.run_id,
+            environment=environment(device),
+            n_masks_train=self.bank.settings.n_masks,
+            vote_shares=self.vote_shares,
+            on_stage=on_stage,
+        )
+        return replace(record, notes=(*self.notes, *record.notes))
+
+
+def prepare(
+    folder: Path,
+    rows: Rows,
+    settings: MeasureSettings,
+    *,
+    base: str | None = None,
+    dropout_rate: float | None = None,
+    train_A: bool | None = None,
+) -> Prepared:
+    """Load an adapter and its rows, and name the measurement by the content of both.
+
+    Args:
+        folder: An adapter that :func:`~lodrop_nn.adapter.loading.load_classifier` takes.
+        rows: Its training and held-out rows.
+        settings: What the measurement draws.
+        base: The base model; None finds it by the run or by the adapter's config.
+        dropout_rate: p in [0, 1) instead of the adapter's own.
+        train_A: Whether the factors A count among the trained parameters; None takes what the run
+            says, or True.
+
+    Raises:
+        AdapterFileError: If the adapter's files are refused.
+        ValueError: If the base or the rows are, or contradict the run that trained the adapter, or
+            the masks have several rates.
+    """
+    run = read_run(folder)
+    rows = _of_run(rows, run, folder)
+    base = run.model if base is None and run is not None else base
+    named = None if rows.data not in DATA_SETS else load_data(str(rows.data))
+    model, tokenizer, bank = load_classifier(
+        folder,
+        base=base,
+        n_classes=None if named is None else named.n_classes,
+        dropout_rate=dropout_rate,
+        train_A=(run is None or run.train_A) if train_A is None else train_A,
+        seed=settings.seed,
+    )
+    _check_one_rate(bank)
+    train, test = _parts(rows, named, model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = _config(folder, base, train, test, rows, bank, settings, model)
+    length = _max_length(tokenizer, model)
+    return Prepared(
+        run_id=content_hash({"protocol": PROTOCOL, **_content(config)})[:12],
+        config=config,
+        notes=train.caveats,
+        model=model.to(device),
+        bank=bank,
+        train=batches(
+            tokenize(train, tokenizer, max_length=length),
+            TRAIN_ROWS,
+            order="length",
+            device=device,
+        ),
+        test=batches(
+            tokenize(test, tokenizer, max_length=length),
+            TEST_ROWS,
+            order="length",
+            device=device,
+        ),
+        vote_shares=test.vote_shares,
+        settings=settings,
+    )
+
+
+def _of_run(rows: Rows, run: RunConfig | None, folder: Path) -> Rows:
+    if run is None:
+        if rows.data is None:
+            raise ValueError(
+                f"`data` must name the rows that {folder} was trained on: one of "
+                f"{sorted(DATA_SETS)}, a folder with train and test, or a file."
+            )
+        return rows
+    for name in ("data", "n_train", "n_test", "seed"):
+        given, own = getattr(rows, name), getattr(run, name)
+        if given is not None and given != own:
+            raise ValueError(
+                f"`{name}` must be {own!r}, as in the run that trained {folder} (else training "
+                f"rows are taken for held-out ones), got {given!r}."
+            )
+    return replace(rows, data=run.data, n_train=run.n_train, n_test=run.n_test, seed=run.seed)
+
+
+def _check_one_rate(bank: MaskBank) -> None:
+    settings = bank.settings
+    if isinstance(settings.dropout_rate, tuple) or settings.rate_pattern:
+        raise ValueError(
+            "`dropout_rate` must be one number for all layers, their inputs and outputs: a record "
+            f"has one p. The adapter has {settings.dropout_rate}, by layer "
+            f"{dict(settings.rate_pattern)}."
+        )
+
+
+def _parts(
+    rows: Rows, named: TextClassificationData | None, model: PeftModel
+) -> tuple[TextClassificationData, TextClassificationData]:
+    path = Path(str(rows.data)).expanduser()
+    if named is None:
+        config = model.config
+        names = rows.class_names or _names_of(config)
+        if path.is_dir():
+            if (rows.n_train, rows.n_test) != (None, None):
+                raise ValueError(
+                    f"`n_train` and `n_test` must be left out: {path} says which rows are which."
+                )
+            return load_split(path, n_classes=config.num_labels, class_names=names)
+        if not path.is_file():
+            raise ValueError(
+                f"`data` must be one of {sorted(DATA_SETS)}, a folder with train and test, or a "
+                f".jsonl or .csv file, got {rows.data!r}."
+            )
+        named = load_rows(path, n_classes=config.num_labels, class_names=names)
+    return split(named, rows.n_train or N_TRAIN, rows.n_test or N_TEST, rows.seed or 0)
+
+
+def _names_of(config: Any) -> tuple[str, ...] | None:
+    """The names of the outputs, unless they are those that transformers makes up."""
+    names = tuple(str(config.id2label[k]) for k in range(config.num_labels))
+    made_up = tuple(f"LABEL_{k}" for k in range(config.num_labels))
+    return None if names == made_up else names
+
+
+def _max_length(tokenizer: PreTrainedTokenizerBase, model: PeftModel) -> int:
+    limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
+    return min(512, *(limit for limit in limits if limit))
+
+
+def _config(
+    folder: Path,
+    base: str | None,
+    train: TextClassificationData,
+    test: TextClassificationData,
+    rows: Rows,
+    bank: MaskBank,
+    settings: MeasureSettings,
+    model: PeftModel,
+) -> dict[str, Any]:
+    place = base_folder(folder, base)
+    files = [place / "config.json", *sorted(place.glob("*.safetensors"))]
+    trained = (name for name, weight in model.named_parameters() if weight.requires_grad)
+    return {
+        "adapter": folder.name,
+        "adapter_sha256": weights_sha256(folder),
+        "adapter_config_sha256": _sha256([folder / CONFIG_NAME]),
+        "model": place.name if base is None else Path(base).name,
+        "model_sha256": _sha256(files),
+        "data": train.name,
+        "data_sha256": content_hash({"train": _content_of(train), "test": _content_of(test)}),
+        "split_seed": None if Path(str(rows.data)).is_dir() else rows.seed or 0,
+        "dropout_rate": bank.settings.dropout_rate,
+        "rescale": bank.settings.rescale,
+        "masks": bank.settings.as_json(),
+        "train_A": any("lora_A" in name for name in trained),
+        "seed": settings.seed,
+        "measurement": settings.as_json(),
+    }
+
+
+def _content(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a measurement depends on: content, not the names of files."""
+    names = {"adapter", "model", "data", "split_seed"}
+    return {key: value for key, value in config.items() if key not in names}
+
+
+def _content_of(rows: TextClassificationData) -> dict[str, Any]:
+    votes = None if rows.vote_shares is None else rows.vote_shares.tolist()
+    return {"texts": list(rows.texts), "labels": rows.labels.tolist(), "vote_shares": votes}
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
