@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lodrop_nn.predict.scoring import SequenceScores, score_sequences
     from lodrop_nn.train.adalora_callback import AdaLoraCallback
     from lodrop_nn.train.callbacks import LoraDropoutCallback
+    from lodrop_nn.train.measure_callback import MeasureCallback
     from lodrop_nn.train.micro_steps import backward_over_masks
     from lodrop_nn.train.prefix_cache import PrefixCache
     from lodrop_nn.train.replica_adapters import add_replicas
@@ -48,6 +49,7 @@ _HOMES = {
     "LoraDropoutTrainerMixin": "lodrop_nn.train.trainer",
     "LoraDropoutCallback": "lodrop_nn.train.callbacks",
     "AdaLoraCallback": "lodrop_nn.train.adalora_callback",
+    "MeasureCallback": "lodrop_nn.train.measure_callback",
     "PiecewiseLinear": "lodrop_nn.train.schedule",
     "linear_decay": "lodrop_nn.train.schedule",
     "linear_warmup": "lodrop_nn.train.schedule",
@@ -85,6 +87,7 @@ __all__ = [
     "LoraDropoutTrainerMixin",
     "MaskBank",
     "MaskSettings",
+    "MeasureCallback",
     "PiecewiseLinear",
     "PrefixCache",
     "ReplicaSettings",

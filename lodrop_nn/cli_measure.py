@@ -64,6 +64,14 @@ def measure(
     refits: Annotated[
         int, typer.Option(min=0, help="True refits without one example, to check stabilities.")
     ] = 10,
+    retrain: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Repetitions of the whole training without one example, where the adapter says "
+            "how it was trained.",
+        ),
+    ] = 0,
     skip: Annotated[
         str, typer.Option(help=f"Parts to leave out, of {', '.join(_SKIPPABLE)}.")
     ] = "",
@@ -81,7 +89,7 @@ def measure(
     console = Console()
     run = read_run(adapter.expanduser())
     draws = seed if seed is not None else 0 if run is None else run.seed
-    settings = _settings(draws, n_masks, ridge, refits, _skipped(skip))
+    settings = _settings(draws, n_masks, ridge, refits, retrain, _skipped(skip))
     names = None if classes is None else tuple(name.strip() for name in classes.split(","))
     try:
         with console.status("loading the adapter and its rows"):
@@ -135,7 +143,12 @@ def _report(record: "RunRecord", out: Path, delta: float, console: Console) -> N
 
 
 def _settings(
-    seed: int, n_masks: int, ridge: float | None, refits: int, skipped: frozenset[str]
+    seed: int,
+    n_masks: int,
+    ridge: float | None,
+    refits: int,
+    retrain: int,
+    skipped: frozenset[str],
 ) -> "MeasureSettings":
     from lodrop_nn.measure.settings import PARTS, MeasureSettings
 
@@ -144,6 +157,7 @@ def _settings(
         n_masks=n_masks,
         ridge=ridge,
         n_refits=refits,
+        n_retrained=retrain,
         parts=tuple(part for part in PARTS if part not in skipped),
     )
 

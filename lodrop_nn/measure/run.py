@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
+from torch import Tensor
 
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.curvature import Curvature, curvature
@@ -57,6 +58,7 @@ def measure(
     n_masks_train: int = 1,
     fine_tune_seconds: float | None = None,
     vote_shares: Float64Array | None = None,
+    initial: Mapping[str, Tensor] | None = None,
     on_stage: Callable[[str, float], None] | None = None,
 ) -> RunRecord:
     """Measure what the theorems read from a fine-tuned adapter.
@@ -79,6 +81,8 @@ def measure(
         fine_tune_seconds: Wall-clock seconds of the fine-tuning before, or None.
         vote_shares: Shape (n_test,), share of human votes for class 1 of each held-out row in its
             original order, or None.
+        initial: Values of the trained parameters before the training, by name, where they are
+            known: the center of the prior of the randomized adapter. None takes A = 0, B = 0.
         on_stage: Called as ``on_stage(stage, fraction)``, fraction of the whole measurement that
             is done, in [0, 1].
 
@@ -139,6 +143,8 @@ def measure(
                 n_passes=settings.n_posterior_passes,
                 smoothing=settings.smoothing,
                 seed=seed,
+                initial=initial,
+                level=settings.level,
                 on_step=progress,
             )
     with stages.run("scores"):

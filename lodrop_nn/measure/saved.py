@@ -1,6 +1,7 @@
 """From the folder of an adapter and labelled rows to everything that a measurement needs."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lodrop_nn.adapter.loading import CONFIG_NAME, base_folder, load_classifier
@@ -25,9 +27,10 @@ from lodrop_nn.data import (
     split,
     tokenize,
 )
-from lodrop_nn.data.examples import Batch
+from lodrop_nn.data.examples import Batch, Examples
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.environment import environment
+from lodrop_nn.measure.known_run import initial_parameters, with_retraining
 from lodrop_nn.measure.run import measure
 from lodrop_nn.measure.settings import MeasureSettings
 from lodrop_nn.run_file import read_run
@@ -74,6 +77,8 @@ class Prepared:
         test: Batches of the held-out rows.
         vote_shares: Human vote shares of the held-out rows, where there are some.
         settings: What the measurement draws.
+        run: The run that trained the adapter, where it is known.
+        examples: Training and held-out rows as token ids.
     """
 
     run_id: str
@@ -85,6 +90,8 @@ class Prepared:
     test: Sequence[Batch]
     vote_shares: NDArray | None
     settings: MeasureSettings
+    run: RunConfig | None
+    examples: tuple[Examples, Examples]
 
     def measure(self, on_stage: Callable[[str, float], None] | None = None) -> RunRecord:
         """The record of the measurement; nothing is written.
@@ -105,9 +112,44 @@ class Prepared:
             environment=environment(device),
             n_masks_train=self.bank.settings.n_masks,
             vote_shares=self.vote_shares,
+            initial=self._initial(),
             on_stage=on_stage,
         )
+        if self.run is not None and self.settings.n_retrained:
+            record = self._retrained(self.run, record, on_stage)
         return replace(record, notes=(*self.notes, *record.notes))
+
+    def _initial(self) -> dict[str, Tensor] | None:
+        if self.run is None or "posterior" not in self.settings.parts:
+            return None
+        initial = initial_parameters(self.run, self.model.config.num_labels)
+        return {
+            name: initial[name].to(parameter.device)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def _retrained(
+        self, run: RunConfig, record: RunRecord, on_stage: Callable[[str, float], None] | None
+    ) -> RunRecord:
+        def progress(step: int, steps: int) -> None:
+            if on_stage is not None:
+                on_stage("retraining", step / steps)
+
+        begin = time.perf_counter()
+        record = with_retraining(
+            record,
+            run,
+            *self.examples,
+            self.model.config.num_labels,
+            n_retrained=self.settings.n_retrained,
+            n_fresh=self.settings.n_fresh,
+            seed=self.settings.seed,
+            level=self.settings.level,
+            on_step=progress,
+        )
+        seconds = {**record.seconds, "retraining": time.perf_counter() - begin}
+        return replace(record, seconds=seconds)
 
 
 def prepare(
@@ -136,6 +178,11 @@ def prepare(
             the masks have several rates.
     """
     run = read_run(folder)
+    if settings.n_retrained and run is None:
+        raise ValueError(
+            f"`n_retrained` must be 0 for {folder}, got {settings.n_retrained}: which run trained "
+            "it is known only of adapters that `lodrop compare --save-adapters` kept."
+        )
     rows = _of_run(rows, run, folder)
     base = run.model if base is None and run is not None else base
     named = None if rows.data not in DATA_SETS else load_data(str(rows.data))
@@ -152,26 +199,19 @@ def prepare(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = _config(folder, base, train, test, rows, bank, settings, model)
     length = _max_length(tokenizer, model)
+    examples = [tokenize(part, tokenizer, max_length=length) for part in (train, test)]
     return Prepared(
         run_id=content_hash({"protocol": PROTOCOL, **_content(config)})[:12],
         config=config,
         notes=train.caveats,
         model=model.to(device),
         bank=bank,
-        train=batches(
-            tokenize(train, tokenizer, max_length=length),
-            TRAIN_ROWS,
-            order="length",
-            device=device,
-        ),
-        test=batches(
-            tokenize(test, tokenizer, max_length=length),
-            TEST_ROWS,
-            order="length",
-            device=device,
-        ),
+        train=batches(examples[0], TRAIN_ROWS, order="length", device=device),
+        test=batches(examples[1], TEST_ROWS, order="length", device=device),
         vote_shares=test.vote_shares,
         settings=settings,
+        run=run,
+        examples=(examples[0], examples[1]),
     )
 
 

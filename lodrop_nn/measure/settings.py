@@ -35,6 +35,8 @@ class MeasureSettings:
             out each.
         n_refits: Examples that are left out by Newton's method and by a true refit, >= 2, or 0 for
             neither.
+        n_retrained: Examples that are left out by repeating the whole training run, >= 2, or 0;
+            only where the run is known (:mod:`~lodrop_nn.measure.known_run`).
         n_fresh: Held-out rows that serve as fresh points and replacements, >= 2.
         noise_stds: Scales sigma > 0 of the noise of the randomized adapter.
         n_posterior_passes: Passes over the training rows per scale, >= 1.
@@ -50,6 +52,7 @@ class MeasureSettings:
     ridge: float | None = None
     n_left_out: int | None = None
     n_refits: int = 10
+    n_retrained: int = 0
     n_fresh: int = 128
     noise_stds: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     n_posterior_passes: int = 1
@@ -60,9 +63,9 @@ class MeasureSettings:
         check_count("n_gradient_masks", self.n_gradient_masks)
         check_count("n_posterior_passes", self.n_posterior_passes)
         check_seed("seed", self.seed)
-        for name in ("hessian_steps", "n_left_out", "n_refits", "n_fresh"):
+        for name in ("hessian_steps", "n_left_out", "n_refits", "n_retrained", "n_fresh"):
             value = getattr(self, name)
-            if (name, value) in (("n_left_out", None), ("n_refits", 0)):
+            if (name, value) in (("n_left_out", None), ("n_refits", 0), ("n_retrained", 0)):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 2:
                 raise ValueError(f"`{name}` must be a whole number >= 2, got {value!r}.")
@@ -74,6 +77,11 @@ class MeasureSettings:
         if not self.noise_stds or not all(0.0 < _number(s) < math.inf for s in self.noise_stds):
             raise ValueError(
                 f"`noise_stds` must be one or more finite numbers > 0, got {self.noise_stds!r}."
+            )
+        if self.n_retrained and "stability" not in self.parts:
+            raise ValueError(
+                f"`parts` must hold 'stability' for n_retrained = {self.n_retrained}, "
+                f"got {tuple(self.parts)}."
             )
         unknown = [part for part in self.parts if part not in PARTS]
         lacking = [part for part in CORE if part not in self.parts]

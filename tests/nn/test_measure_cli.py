@@ -286,6 +286,34 @@ def test_an_adapter_of_a_comparison_knows_its_rows(comparison, monkeypatch) -> N
         prepare(folder, Rows(data="trec"), MeasureSettings())
 
 
+def test_where_the_run_is_known_it_can_be_repeated(comparison, monkeypatch) -> None:
+    out, _ = comparison
+    monkeypatch.setattr(saved, "load_data", lambda name: tiny_reviews())
+    (folder,) = (out / "adapters").iterdir()
+    settings = MeasureSettings(
+        n_masks=2, n_refits=0, n_retrained=2, n_fresh=4, noise_stds=(0.1,), hessian_steps=2
+    )
+    seen: list[str] = []
+    prepared = prepare(folder, Rows(), settings)
+
+    record = prepared.measure(lambda stage, fraction: seen.append(stage))
+
+    assert record.stability is not None
+    again = record.stability.estimates["retrain"]
+    assert again.pointwise_stability.n_draws == 2
+    assert seen[-1] == "retraining"
+    assert record.seconds["retraining"] > 0
+    # The prior stands where the training began, not at 0.
+    without = replace(prepared, run=None).measure()
+    assert record.posterior[0].kl_nats.value < without.posterior[0].kl_nats.value / 2
+
+
+def test_an_unknown_run_cannot_be_repeated(adapter: Path, tmp_path: Path) -> None:
+    rows = Rows(data=str(write_rows(tmp_path / "rows")))
+    with pytest.raises(ValueError, match="`n_retrained` must be 0 for"):
+        prepare(adapter, rows, MeasureSettings(n_retrained=2))
+
+
 def test_a_comparison_without_its_adapter_is_run_again_and_keeps_its_record(
     comparison, monkeypatch, tmp_path: Path
 ) -> None:

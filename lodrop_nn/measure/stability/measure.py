@@ -1,0 +1,138 @@
+"""Stabilities near a solution, without n retrainings."""
+
+from collections.abc import Callable, Sequence
+
+from peft import PeftModel
+
+from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.measure.evaluation import Batch, count_rows, mean_predictor, trained_parameters
+from lodrop_nn.measure.hessian import hessian_extreme_eigs
+from lodrop_nn.measure.stability.convexity import strongly_convex
+from lodrop_nn.measure.stability.methods import Methods
+from lodrop_nn.measure.stability.neighborhood import (
+    dense_eigenvalues,
+    loss_variance,
+    neighborhood,
+)
+from lodrop_nn.measure.stability.objective import gradient_norm, local_objective, with_notes
+from lodrop_nn.measure.stability.settings import StabilitySettings
+from lodrop_theory.records import Estimate, StabilityMeasurement
+
+
+def stability(
+    model: PeftModel,
+    bank: MaskBank,
+    train: Sequence[Batch],
+    fresh: Sequence[Batch],
+    settings: StabilitySettings,
+    *,
+    hessian_min_eig: Estimate | None = None,
+    hessian_max_eig: Estimate | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> StabilityMeasurement:
+    r"""How the minimizer near a trained adapter moves when one example is left out or replaced.
+
+    .. math:: F_S(\theta) = \frac1n \sum_{z \in S} -\ln \pi_\theta(y \mid x)
+              + \tau \|\theta - c\|^2 - \langle r, \theta \rangle
+
+    in the trained parameters, masks off, with r such that the solution :math:`\hat\theta` is
+    stationary. Leaving an example out divides by n - 1, replacing it by n. With c = 0 this is the
+    ridge that the model was trained with, and r is what its optimizer left over. With
+    :math:`c = \hat\theta` it is the proximal objective that influence functions are about on a
+    network: :math:`\hat\theta` need not be stationary for the risk, as after AdamW with masks, and
+    what is measured is the stability *of this local objective, not of the training run*. Both
+    differ by a linear term, hence not at all in what moves. Every stability is a plug-in value,
+    also because the theorems want a mean over training sets and this is one of them.
+
+    Methods, each with the loss evaluated anew at the moved parameters except for the last:
+
+    * ``"refit"``: the objective minimized on the neighbors, by coupled replicas of the adapter.
+    * ``"newton"``: one Newton step with the exact Hessian on the neighbor.
+    * ``"gauss-newton"``: the same with the generalized Gauss-Newton Hessian, for all examples.
+    * ``"influence"``: first-order change of the loss along :math:`H^{-1} (g_i - \bar g) / n`.
+
+    Args:
+        model: Adapted classifier; it comes back bit by bit as it was.
+        bank: The masks of its adapter; they are off.
+        train: All training examples, S.
+        fresh: Held-out examples.
+        settings: What is perturbed and how exactly.
+        hessian_min_eig: Smallest eigenvalue of the Hessian of the training risk, where it is known
+            already; None computes it.
+        hessian_max_eig: The largest one.
+        on_step: Called as ``on_step(done, total)``.
+
+    Returns:
+        The stabilities by method; what did not work is said in ``objective``.
+
+    Raises:
+        ValueError: If there are fewer than 2 training examples or fresh rows, more are to be left
+            out than there are, a logit is not finite, the ridge leaves negative curvature, or the
+            Jacobian of the rows that are needed at least does not fit ``max_bytes``.
+
+    Source:
+        Objective: after Bae, Ng, Lo, Ghassemi and Grosse (2022), arXiv:2209.05364, whose proximal
+        Bregman objective takes the gradient off in the outputs and so has the Gauss-Newton Hessian
+        at the solution; here it is taken off in the parameters, and the Hessian stays the exact
+        one. Influence: Koh and Liang (2017), arXiv:1703.04730. Stabilities: Bousquet and Elisseeff
+        (2002), JMLR 2.
+
+    Example:
+        >>> measured = stability(                       # doctest: +SKIP
+        ...     model, bank, train, held_out, StabilitySettings()
+        ... )
+        >>> measured.estimates["newton"].pointwise_stability.value   # doctest: +SKIP
+    """
+    _check_counts(count_rows(train), count_rows(fresh), settings)
+    convexity = strongly_convex(model, bank, train)
+    n_parameters = sum(p.numel() for p in trained_parameters(model).values())
+    smallest, largest = hessian_min_eig, hessian_max_eig
+    if n_parameters > settings.dense_up_to and (smallest is None or largest is None):
+        ends = hessian_extreme_eigs(
+            model, bank, train, steps=settings.hessian_steps, seed=settings.seed
+        )
+        smallest, largest = ends.min, ends.max
+    with mean_predictor(model, bank, [*train, *fresh]):
+        near = neighborhood(model, train, fresh, settings)
+        if near.curvature.matrix is not None:
+            smallest, largest = dense_eigenvalues(near.curvature.matrix)
+        assert smallest is not None
+        assert largest is not None
+        objective = local_objective(settings, smallest, largest, convexity)
+        methods = Methods(near, settings, objective, on_step)
+        methods.run()
+        segment = methods.lipschitz_segment()
+        slope = gradient_norm(near, settings)
+    fresh_losses = near.losses[near.rows.n_train :]
+    return StabilityMeasurement(
+        objective=with_notes(objective.text, methods.notes),
+        ridge=objective.ridge,
+        center=settings.center,
+        n_parameters=n_parameters,
+        gradient_norm=slope,
+        objective_min_eig=objective.min_eig,
+        loss_variance=loss_variance(fresh_losses, settings.level),
+        lipschitz_segment=segment,
+        trace_gap=methods.trace_gap,
+        newton_ratio=methods.ratio("newton"),
+        influence_ratio=methods.ratio("influence"),
+        estimates=methods.estimates(),
+    )
+
+
+def _check_counts(n_train: int, n_fresh: int, settings: StabilitySettings) -> None:
+    if n_train < 2:
+        raise ValueError(f"`train` must hold at least 2 examples, got {n_train}.")
+    if n_fresh < 2:
+        raise ValueError(
+            "`fresh` must hold at least 2 rows, one to replace an example and one to look at, "
+            f"got {n_fresh}."
+        )
+    count = n_train if settings.n_left_out is None else settings.n_left_out
+    if count > n_train:
+        raise ValueError(f"`n_left_out` must be at most the {n_train} examples, got {count}.")
+    if "refit" in settings.methods and settings.n_refits > count:
+        raise ValueError(
+            f"`n_refits` must be at most the {count} examples that are left out, "
+            f"got {settings.n_refits}."
+        )
