@@ -41,7 +41,6 @@ from lodrop_theory.records import (
 )
 
 _SPARSITY_DRAWS = 256
-_NEWTON_PRODUCTS = 24  # with the Hessian; the refits that check Newton's steps start from them
 Float64Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
@@ -242,7 +241,6 @@ def _stability_settings(settings: MeasureSettings) -> StabilitySettings:
         seed=settings.seed,
         level=settings.level,
         hessian_steps=settings.hessian_steps,
-        newton_products=_NEWTON_PRODUCTS,
     )
 
 
