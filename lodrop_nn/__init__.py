@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lodrop_nn.adapter.attach import attach_lora_dropout, detach_lora_dropout, mask_bank
     from lodrop_nn.adapter.config import LoraDropoutConfig
+    from lodrop_nn.adapter.loading import load_classifier
     from lodrop_nn.adapter.report import adapted_layers, adapter_report, realized_sparsity
     from lodrop_nn.adapter.saving import load_adapter, save_adapter
     from lodrop_nn.config import RunConfig
@@ -74,6 +75,7 @@ _HOMES = {
     # save and load
     "export_ensemble": "lodrop_nn.predict.export",
     "load_adapter": "lodrop_nn.adapter.saving",
+    "load_classifier": "lodrop_nn.adapter.loading",
     "save_adapter": "lodrop_nn.adapter.saving",
     # a run; `lodrop_nn.measure` measures it
     "RunConfig": "lodrop_nn.config",
@@ -108,6 +110,7 @@ __all__ = [
     "linear_decay",
     "linear_warmup",
     "load_adapter",
+    "load_classifier",
     "mask_bank",
     "mean_predict",
     "member_generate",

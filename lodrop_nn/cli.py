@@ -151,9 +151,15 @@ def report(
     delta: Delta = 0.05,
 ) -> None:
     """Print the tables and redraw the report of finished runs; needs no torch."""
+    from lodrop_nn.language_record import is_language_record, read_language_record
     from lodrop_theory import read_record
 
     check_delta(delta)
+    if folder.is_file() and is_language_record(folder):
+        from lodrop_nn.report.language import show_language
+
+        show_language(read_language_record(folder), delta, Console())
+        return
     paths = [folder] if folder.is_file() else sorted((folder / "records").glob("*.json"))
     records = {path: read_record(path) for path in paths}
     # A measured adapter is no run of a comparison: there is nothing to compare it with.

@@ -196,6 +196,15 @@ def write_language_record(record: LanguageRecord, path: str | os.PathLike[str]) 
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
+def is_language_record(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is such a record; nothing else about it is checked."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("schema") == SCHEMA
+
+
 def read_language_record(path: str | os.PathLike[str]) -> LanguageRecord:
     """Read and verify a record.
 

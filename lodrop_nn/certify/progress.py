@@ -3,9 +3,9 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lodrop_nn.certify.config import CertifyConfig
+from lodrop_nn.compare.progress import timed_bar
 
 
 def stage_costs(config: CertifyConfig) -> dict[str, float]:
@@ -32,16 +32,7 @@ class StageProgress:
     def __init__(self, config: CertifyConfig, console: Console) -> None:
         self._costs = stage_costs(config)
         self._done = dict.fromkeys(self._costs, 0.0)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            speed_estimate_period=120.0,
-        )
+        self._bar = timed_bar(console)
         self._task = self._bar.add_task("starting", total=sum(self._costs.values()))
 
     def __enter__(self) -> "StageProgress":

@@ -106,7 +106,7 @@ def read_classifier(
     if config.num_labels != width:
         config.num_labels = width
     _switch_dropouts_off(config)
-    with _transformers_quiet(), torch.random.fork_rng(devices=[]):
+    with transformers_quiet(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators.
         torch.default_generator.manual_seed(seed)
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -177,7 +177,7 @@ def _check_body_loaded(model: PreTrainedModel, missing: set[str], folder: Path) 
 
 
 @contextmanager
-def _transformers_quiet() -> Iterator[None]:
+def transformers_quiet() -> Iterator[None]:
     """No progress bar and no report on the new head, which is expected; as before afterwards."""
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()

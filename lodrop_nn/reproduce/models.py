@@ -1,8 +1,6 @@
 """Base models of the presets, from the hub or from a local folder."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
+from lodrop_nn.data.models import transformers_quiet
 from lodrop_nn.reproduce.glue_rows import n_outputs
 from lodrop_nn.reproduce.plan import Method, is_adapter
 from lodrop_nn.reproduce.preset import Preset
@@ -66,7 +64,7 @@ def load_base(preset: Preset, method: Method, seed: int) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(preset.model, **_head(preset))
         if preset.head_dropout is not None and hasattr(config, "pooler_dropout"):
             config.cls_dropout = preset.head_dropout  # the name that DeBERTa's classifier reads
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with transformers_quiet(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model: PreTrainedModel = _AUTO[preset.family].from_pretrained(
                 preset.model,
@@ -138,18 +136,3 @@ def _ways(name: str, error: Exception) -> str:
         "config.json, safetensors weights and a tokenizer: `--model FOLDER`. transformers said: "
         f"{reason[0] if reason else type(error).__name__}"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar, and no report on the new head, which is expected."""
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()

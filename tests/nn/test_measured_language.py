@@ -22,6 +22,7 @@ from trl import SFTTrainer
 
 from lodrop_nn import MeasureCallback
 from lodrop_nn.adapter import attach_lora_dropout
+from lodrop_nn.cli import report
 from lodrop_nn.language_record import (
     LanguageRecord,
     language_bounds,
@@ -163,6 +164,8 @@ def test_the_record_of_a_language_model(
     assert record.jensen_gap.value >= 0
     assert (record.jensen_gap.value == 0) == (rate is None)
     assert record.run_id in callback.report_path.read_text()
+    report(callback.record_path)
+    assert f"Record: {record.run_id}" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
