@@ -83,7 +83,8 @@ def measure(
     The record goes to OUT/records. The same adapter, rows and settings are not measured twice.
     """
     require("nn")
-    from lodrop_nn.measure.saved import Rows, prepare
+    from lodrop_nn.measure.saved import prepare
+    from lodrop_nn.measure.saved_rows import Rows
 
     check_delta(delta)
     console = Console()

@@ -37,7 +37,8 @@ def posterior_bounds(record: RunRecord, *, delta: float) -> list[BoundResult]:
         In the loss of the record, where its configuration names the ``smoothing``: the bound for
         ``gibbs``, and by Jensen's inequality for the ensemble. In the 0-1 loss: the bound for
         ``gibbs``, and for the majority vote. None without ``record.posterior``. They are
-        certificates where the divergence is exact.
+        certificates where the divergence is exact and the risk is more than a plug-in value: a
+        mean over *all* training rows and over independent draws.
 
     Raises:
         ValueError: If ``delta`` is outside (0, 1).
@@ -101,7 +102,8 @@ def _bound(
         n_draws=risk.n_draws,
         delta_draws=share,
     )
-    result = pac_bayes_kl_bound(inputs, certified=point.kl_nats.provenance == "certified")
+    exact = point.kl_nats.provenance == "certified" and risk.provenance != "plug-in"
+    result = pac_bayes_kl_bound(inputs, certified=exact)
     return replace(
         result,
         delta=np.asarray(delta),
@@ -114,7 +116,7 @@ def _bound(
         caveats=(
             *result.caveats,
             f"noise of standard deviation {point.noise_std:g}, the best of {grid}; grid and draws "
-            "are paid for",
+            "are paid for, a choice of dropout rate, rank or modules by the sample is not",
         ),
     )
 

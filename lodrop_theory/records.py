@@ -278,8 +278,9 @@ class PosteriorPoint:
     """The randomized adapter of the PAC-Bayes bounds at one scale of its noise.
 
     Attributes:
-        noise_std: sigma > 0 of the normal noise on each factor entry that the masks keep.
-        kl_nats: Divergence of the posterior from the prior, summed over layers. Nats.
+        noise_std: sigma > 0 of the normal noise on each entry of the trained parameters that the
+            masks keep, before they rescale it.
+        kl_nats: Divergence of the posterior from the prior, summed over parameters. Nats.
         empirical_risk: Mean smoothed loss on the training rows over masks and noise. Nats. Its
             ``n_draws`` is the number of *independent* draws from the posterior, each as heavy in
             the mean: passes where a pass has one draw, rows times passes where each row has its
@@ -329,8 +330,8 @@ class RunRecord:
         penalty: lambda by the energy estimator; None at p = 0, where it has no weight.
         penalty_kkt: lambda by the stationarity estimator; None at p = 0.
         update_sparsity: Realized zero fraction of the masked update, against 2p - p^2.
-        lipschitz_bound: Proved Lipschitz constant of the loss of every example of a bounded input,
-            where the model has one; None where it has none.
+        lipschitz_bound: Proved Lipschitz constant of the loss of every training example over all
+            parameters, where the model has one; None where it has none.
         dropout_lipschitz: Largest norm over training examples of the gradient of the loss under
             masks (a mean over draws).
         dropout_min_eig: Smallest Hessian eigenvalue of the training risk under masks.

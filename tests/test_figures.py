@@ -1,26 +1,50 @@
 """The committed numbers are those that the committed records give, and drawing is reproducible."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from lodrop_theory import read_record
+from lodrop_nn.certify.record import read_certificate
+from lodrop_theory import bound_table, looseness, read_record
+from lodrop_theory.binary_kl import binary_kl
+from paper_figures import (
+    __main__ as everything,
+)
 from paper_figures import (
     _comparison,
     _cost_panels,
+    _measured,
+    _measured_panels,
     _quality,
     fig01_gap_and_bounds,
     fig03_cost,
     fig04_quality,
+    fig05_measurement_cost,
+    fig06_measured_against_theory,
     tab01_comparison,
     tab02_quality,
+    tab03_certificates,
+    tab04_bound_table,
 )
 
-SCRIPTS = (fig01_gap_and_bounds, fig03_cost, fig04_quality, tab01_comparison, tab02_quality)
-FIGURES = (fig01_gap_and_bounds, fig03_cost, fig04_quality)
+FIGURES = (
+    fig01_gap_and_bounds,
+    fig03_cost,
+    fig04_quality,
+    fig05_measurement_cost,
+    fig06_measured_against_theory,
+)
+TABLES = (tab01_comparison, tab02_quality, tab03_certificates, tab04_bound_table)
+SCRIPTS = (*FIGURES, *TABLES)
+
+
+def test_every_script_is_redrawn_with_the_others():
+    scripts = _comparison.HERE.glob("[ft][ia][gb][0-9]*.py")
+    assert {each.NAME for each in everything.SCRIPTS} == {path.stem for path in scripts}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.NAME)
@@ -110,3 +134,102 @@ def test_every_arm_of_the_record_is_in_the_table():
     costs = {line.arm: line.cost for line in lines}
     assert costs["batch"] == 1
     assert costs["n4"] == costs["seeds-4"] == 4
+
+
+@pytest.mark.parametrize("axis", ["n_train", "n_parameters"])
+def test_a_plotted_exponent_is_the_slope_through_the_plotted_seconds(axis):
+    panel, _ = fig05_measurement_cost.PANELS[axis]
+    points = [p for p in fig05_measurement_cost.compute() if p.panel == panel]
+    assert {"whole", "stability", "curvature"} <= {p.series for p in points}
+    for part in {p.series for p in points}:
+        chosen = [p for p in points if p.series == part]
+        assert len(chosen) >= 3
+        x, seconds = np.log([p.x for p in chosen]), np.log([p.value for p in chosen])
+        line = np.polyfit(x, seconds, 1)
+        np.testing.assert_allclose([p.exponent for p in chosen], line[0], atol=1e-9)
+        np.testing.assert_allclose(np.log([p.fitted for p in chosen]), np.polyval(line, x))
+
+
+def test_every_part_of_a_measurement_has_a_name_in_the_figure():
+    content = json.loads((_comparison.BENCHMARKS / "measure.json").read_text(encoding="utf-8"))
+    for runs in content["runs"].values():
+        for run in runs:
+            assert set(run["seconds"]) | {"whole"} == set(fig05_measurement_cost.PARTS)
+
+
+def test_a_certificate_in_the_table_solves_its_equation():
+    lines = tab03_certificates.compute()
+    records = {p.stem: read_certificate(p) for p in tab03_certificates.RECORDS.glob("*.json")}
+    assert {(line.run, line.loss) for line in lines} == {
+        (run, loss) for run in records for loss in ("0-1", "smoothed cross-entropy")
+    }
+    for line in lines:
+        record, n = records[line.run], line.n_train
+        divergence = line.kl_head + line.kl_factors
+        assert divergence == pytest.approx(record.kl_nats.value, rel=1e-6)
+        share = record.config["delta_draws"]
+        row = record.bound("pac-bayes-kl", line.loss, "gibbs")
+        low, length = row["loss_min"], row["loss_range"]
+        # The training risk is a mean over draws, whose own limit takes a part of delta.
+        draws = -math.log(share) / (n * record.config["n_passes"])
+        grid = math.log(2 * math.sqrt(n) / (line.delta - share)) + line.log_n_priors
+        mean, top = (line.training - low) / length, (line.gibbs - low) / length
+        beyond = np.linspace(mean, top, 20001)
+        upper = beyond[np.searchsorted(binary_kl(mean, beyond), draws)]
+        assert binary_kl(upper, top) == pytest.approx((divergence + grid) / n, rel=0.01)
+
+
+def test_no_certificate_lies_below_what_was_measured():
+    for line in tab03_certificates.compute():
+        assert line.held_out_gibbs_low < line.unseen
+        assert line.held_out_gibbs < line.hold_out_gibbs
+        assert line.held_out_ensemble < line.hold_out_ensemble
+        assert line.held_out_mean < line.hold_out_mean
+        assert line.training < line.gibbs <= line.ensemble
+    cells = tab03_certificates.as_markdown(tab03_certificates.compute())
+    assert any(line.ensemble >= line.guess for line in tab03_certificates.compute())
+    assert tab03_certificates.GUESS in cells.partition(tab03_certificates.LEGEND)[0]
+
+
+def test_every_measured_run_is_in_each_panel_with_its_interval():
+    runs = {run.dropout_rate: run for run in _measured.read()}
+    assert 0.5 in runs
+    plotted = {
+        (p.panel, p.series, p.dropout_rate): p for p in fig06_measured_against_theory.compute()
+    }
+    for rate, run in runs.items():
+        assert run.stability is not None
+        for method in _measured_panels.METHODS:
+            found = run.stability.estimates[method].pointwise_stability
+            point = plotted["a", method, rate]
+            assert (point.value, point.low, point.high) == (found.value, found.low, found.high)
+        for name in ("two-stability/refit", "l2-stability/refit", "expectation/refit"):
+            point = plotted["b", name, rate]
+            assert point.low <= point.value <= point.high
+        gap = run.predictors["mean"].generalization_gap
+        assert plotted["b", "gap", rate].value == gap.value
+        for name in _measured_panels.CURVATURES:
+            assert (("d", name, rate) in plotted) == (getattr(run, name) is not None)
+
+
+def test_the_factors_of_a_run_lead_from_the_first_finite_level_to_the_gap():
+    points = [p for p in fig06_measured_against_theory.compute() if p.panel == "c"]
+    for run in _measured.read():
+        links = looseness(run, delta=_comparison.DELTA)
+        here = [p for p in points if p.dropout_rate == run.dropout_rate]
+        finite = [p for p in here if math.isfinite(p.value)]
+        assert finite[-1].series == "measured gap"
+        assert finite[-1].value == 0
+        total = math.fsum(p.log10_factor for p in finite if math.isfinite(p.log10_factor))
+        assert finite[0].value == pytest.approx(total)
+        assert total == pytest.approx(links.log10_finite)
+
+
+def test_the_table_of_bounds_is_that_of_the_run_at_one_half():
+    run = tab04_bound_table.record()
+    assert run.dropout_rate == 0.5
+    table = bound_table(run, delta=_comparison.DELTA)
+    rows = tab04_bound_table.rows(tab04_bound_table.compute())
+    cells = [(source.name, form) for source in table for form in source.cells]
+    assert [(row[0], row[2]) for row in rows[:-3]] == cells
+    assert [row[3] for row in rows[-3:]] == [table.gap.value, table.gap.low, table.gap.high]

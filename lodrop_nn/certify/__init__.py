@@ -1,4 +1,4 @@
-"""A PAC-Bayes certificate for a randomized adapter, from its training rows alone.
+"""A PAC-Bayes certificate for a randomized adapter: a bound on its risk without held-out rows.
 
 Names are imported on first use: the command line finds its command here without torch.
 """

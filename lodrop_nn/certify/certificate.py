@@ -50,6 +50,10 @@ WITHOUT_REPLACEMENT = (
     "the sample is drawn uniformly, with or without replacement, from the population: here the "
     "pool less the reference rows"
 )
+FRESH_DRAWS = (
+    "the ensemble takes its draws of masks and noise anew for each row, any number of them, or is "
+    "the average over all: a fixed set of members is another predictor"
+)
 _INDEPENDENT = "proved for independent held-out rows; these are drawn without replacement"
 
 
@@ -93,9 +97,10 @@ def sample_bounds(
         gibbs = _gibbs(config, kl_nats, risk, start, extent, config.delta)
         found.append((loss, gibbs))
         if loss == "0-1":
-            found.append(("0-1, majority vote", majority_vote_bound(gibbs)))
+            carried = ("0-1, majority vote", majority_vote_bound(gibbs))
         else:
-            found.append((loss, ensemble_bound(gibbs, certified=True)))
+            carried = (loss, ensemble_bound(gibbs, certified=True))
+        found.append((carried[0], _with_caveat(carried[1], FRESH_DRAWS)))
         found.append((loss, _unseen(config, n_population, kl_nats, risk, start, extent)))
     return found
 
@@ -125,10 +130,12 @@ def _unseen(
     # The lower limit of the training risk fails with probability delta_draws of its own.
     gibbs = _gibbs(config, kl_nats, risk, low, length, config.delta - config.delta_draws)
     nats = -math.log(config.delta_draws) / (config.n_train * config.n_passes)
-    share = min(max((risk - low) / length * (1.0 - 1e-12), 0.0), 1.0)
-    least = low + length * float(binary_kl_inverse_lower(share, nats))
+    # 1e-12 in each place covers the rounding, also where the two products nearly cancel.
+    share = min(max((risk - low) / length - 1e-12, 0.0), 1.0)
+    least = low + length * float(binary_kl_inverse_lower(share, nats * (1.0 + 1e-12)))
     n, everything = config.n_train, n_population
-    top = (everything * float(np.asarray(gibbs.risk)) - n * least) / (everything - n)
+    most = everything * float(np.asarray(gibbs.risk)) * (1.0 + 1e-12)
+    top = (most - n * least * (1.0 - 1e-12)) / (everything - n)
     top = min(top * (1.0 + 1e-12), low + length)
     return replace(
         gibbs,
@@ -136,7 +143,11 @@ def _unseen(
         title=f"{gibbs.title}, rows of the pool outside the sample",
         gap=np.asarray(top - risk),
         delta=np.asarray(config.delta),
-        inputs={**gibbs.inputs, "delta": np.asarray(config.delta)},
+        inputs={
+            **gibbs.inputs,
+            "delta": np.asarray(config.delta),
+            "delta_draws": np.asarray(2.0 * config.delta_draws),
+        },
         event=None,
     )
 
@@ -147,10 +158,12 @@ def held_out_bounds(
     mean: Float64Array,
     labels: NDArray[np.int64],
 ) -> list[tuple[str, BoundResult]]:
-    """Hold-out bounds at the same delta, each about the rows that training never saw.
+    r"""Hold-out bounds at the same delta, each about the rows that training never saw.
 
-    For gibbs the loss of a row is its mean over the draws for that row: independent of the other
-    rows', in the same interval, with the Gibbs risk as its mean. The ensemble averages the
+    For gibbs the loss of a row is its mean over the draws for that row, in the same interval, with
+    the Gibbs risk as its mean. Given the rows the draws are independent, so that :math:`E\,e^{tS}`
+    of the sum is the mean of a product of one function of each row, the exponential of a sum:
+    Hoeffding's Theorem 4 covers rows without replacement here too. The ensemble averages the
     probabilities of as many fresh draws (or lets them vote); Jensen's inequality and the factor 2
     of the vote hold for every number of fresh draws.
 
@@ -168,22 +181,31 @@ def held_out_bounds(
     mean_loss, mean_wrong = row_losses(mean, labels, config.smoothing)
     low, length = smoothed_interval(config.smoothing, members.shape[-1])
     found: list[tuple[str, BoundResult]] = []
-    for predictor, rows in (("gibbs", losses.mean(0)), ("ensemble", together), ("mean", mean_loss)):
+    smoothed: tuple[tuple[Predictor, Float64Array], ...] = (
+        ("gibbs", losses.mean(0)),
+        ("ensemble", together),
+        ("mean", mean_loss),
+    )
+    for predictor, rows in smoothed:
         found += _both("smoothed cross-entropy", rows, predictor, config.delta, low, length)
     found += _both("0-1", wrong.mean(0), "gibbs", config.delta, 0.0, 1.0)
-    votes = vote_errors(members, labels)
-    for name, predictor, rows in (
+    errors_of: tuple[tuple[str, Predictor, Float64Array], ...] = (
         ("0-1", "ensemble", together_wrong),
-        ("0-1, majority vote", "ensemble", votes),
+        ("0-1, majority vote", "ensemble", vote_errors(members, labels)),
         ("0-1", "mean", mean_wrong),
-    ):
+    )
+    for name, predictor, rows in errors_of:
         found += _both(name, rows, predictor, config.delta, 0.0, 1.0)
         errors = BinaryHoldOutInputs(
             n_test=len(rows), n_errors=float(rows.sum()), delta=config.delta
         )
-        exact = clopper_pearson_bound(errors, predictor=_predictor(predictor))
-        found.append((name, replace(exact, caveats=(*exact.caveats, _INDEPENDENT))))
-    return found
+        exact = clopper_pearson_bound(errors, predictor=predictor)
+        found.append((name, _with_caveat(exact, _INDEPENDENT)))
+    fresh = f"the ensemble takes {len(members)} draws of masks and noise anew for each row"
+    return [
+        (loss, _with_caveat(bound, fresh) if bound.predictor == "ensemble" else bound)
+        for loss, bound in found
+    ]
 
 
 def vote_errors(members: Float64Array, labels: NDArray[np.int64]) -> Float64Array:
@@ -194,7 +216,7 @@ def vote_errors(members: Float64Array, labels: NDArray[np.int64]) -> Float64Arra
 
 
 def _both(
-    loss: str, rows: Float64Array, predictor: str, delta: float, low: float, length: float
+    loss: str, rows: Float64Array, predictor: Predictor, delta: float, low: float, length: float
 ) -> Sequence[tuple[str, BoundResult]]:
     """The kl bound, which holds without replacement too, and empirical Bernstein."""
     inputs = HoldOutInputs(
@@ -207,18 +229,17 @@ def _both(
         held_out_risk=float(rows.mean()),
         sample_variance=float(rows.var(ddof=1)),
     )
-    who = _predictor(predictor)
-    by_kl = hold_out_kl_bound(inputs, predictor=who, loss_min=low, certified=True)
-    by_variance = empirical_bernstein_bound(more, predictor=who)
+    by_kl = hold_out_kl_bound(inputs, predictor=predictor, loss_min=low, certified=True)
+    by_variance = empirical_bernstein_bound(more, predictor=predictor)
     drawn = "the held-out rows are drawn uniformly, with or without replacement, from the others"
     return (
         (loss, replace(by_kl, hypotheses=(drawn, *by_kl.hypotheses[1:]))),
-        (loss, replace(by_variance, caveats=(*by_variance.caveats, _INDEPENDENT))),
+        (loss, _with_caveat(by_variance, _INDEPENDENT)),
     )
 
 
-def _predictor(name: str) -> Predictor:
-    return "gibbs" if name == "gibbs" else "ensemble" if name == "ensemble" else "mean"
+def _with_caveat(bound: BoundResult, caveat: str) -> BoundResult:
+    return replace(bound, caveats=(*bound.caveats, caveat))
 
 
 __all__ = ["held_out_bounds", "row_losses", "sample_bounds", "vote_errors"]

@@ -44,7 +44,7 @@ def certify(
     model: Annotated[str, typer.Option(help="Base model: a known name or a folder.")] = "minilm-l6",
     data: Annotated[str, typer.Option(help="Data set.")] = "movie-reviews",
 ) -> None:
-    """Certify a randomized LoRA adapter by PAC-Bayes: a bound on its risk from its training rows.
+    """Certify a randomized LoRA adapter by PAC-Bayes: a bound on its risk without held-out rows.
 
     Trains the adapter for the bound, estimates its training risk over masks and noise, and sets
     hold-out bounds for the same predictors beside it. Interrupt at any time: finished stages are

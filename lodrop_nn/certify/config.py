@@ -15,7 +15,8 @@ Pooling = Literal["mean", "model"]
 PROTOCOL = 1  # raise when the meaning of a configuration changes: old stages then no longer match
 
 # The grid of priors. A configuration may be anything on it, chosen however one likes, also after
-# the sample was seen: each point is a prior, and a union over all of them is paid for.
+# the sample was seen: each point is a prior, and a union over all of them is paid for. The draws
+# behind the training risk are paid for once: they come after the choice.
 DROPOUT_RATES = (0.0, 0.1, 0.3, 0.5)
 RANKS = (2, 4, 8, 16)
 N_BLOCKS = (1, 2, 3)
@@ -27,8 +28,9 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 # What a head could read was settled in trials on movie reviews that may be in a sample: the first
 # token, the pooler and the mean of the last block, the first token and the mean of the block
-# before, each centered or not. All ten are paid for, the two of `Pooling` among them.
-N_READINGS = 10
+# before, each centered or not (10), and whitened or joined ones (7). All are paid for, the two of
+# `Pooling` among them.
+N_READINGS = 17
 N_PRIORS = (
     math.prod(map(len, (DROPOUT_RATES, RANKS, N_BLOCKS, TARGETS)))
     * N_READINGS
@@ -65,7 +67,8 @@ class CertifyConfig:
         kl_weight: Weight of KL / n in the objective, > 0.
         smoothing: a in (0, 1) of the smoothed cross-entropy.
         delta: Failure probability of each bound, Monte Carlo included, in (0, 1).
-        delta_draws: Share of it that pays for the draws, in (0, delta).
+        delta_draws: Share of it that pays for the draws, in (0, delta / 2): the bound for unseen
+            rows spends it twice.
         n_passes: Passes over the sample, a draw per row each, behind the training risk, >= 1.
         n_members: Draws per held-out row, >= 1.
     """
@@ -118,7 +121,11 @@ class CertifyConfig:
         for name in ("factors_std", "head_std", "learning_rate", "kl_weight"):
             if not 0.0 < _number(getattr(self, name)) < math.inf:
                 raise ValueError(f"`{name}` must be finite and > 0, got {getattr(self, name)!r}.")
-        for name, largest in (("smoothing", 1.0), ("delta", 1.0), ("delta_draws", self.delta)):
+        for name, largest in (
+            ("smoothing", 1.0),
+            ("delta", 1.0),
+            ("delta_draws", _number(self.delta) / 2.0),
+        ):
             if not 0.0 < _number(getattr(self, name)) < largest:
                 raise ValueError(
                     f"`{name}` must be in (0, {largest:g}), got {getattr(self, name)!r}."

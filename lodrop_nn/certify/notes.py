@@ -25,9 +25,13 @@ def notes(config: CertifyConfig, n_pool: int) -> tuple[str, ...]:
         f"factors B and on the head; A is frozen. The prior is centered {prior}.",
         f"The prior may be any of {N_PRIORS} on a grid (dropout rate, rank, blocks, modules, "
         "what the head reads, scale of the noise on the factors and on the head), all of them paid "
-        "for: the choice may have looked at any rows. The seed, the reference rows and what is "
-        "done with them are not on the grid.",
+        "for: the choice may have looked at any rows. The base model, the smoothing, the seed, the "
+        "reference rows and what is done with them are not on the grid.",
+        "The draws behind the training risk are paid for as made after all choices: the best of T "
+        "certificates of one sample holds with probability 1 - delta - (T - 1) delta_draws, its "
+        "`+unseen` row with 1 - delta - 2 (T - 1) delta_draws.",
         "Each bound holds with probability 1 - delta by itself, not all of them together.",
+        "The hold-out bounds need that no choice has looked at the held-out rows.",
         f"A hold-out bound takes {config.n_test} labelled rows that training may not see; the "
         f"PAC-Bayes bounds take none beside the {config.n_train} that are trained on"
         + (

@@ -73,7 +73,8 @@ def monte_carlo_estimate(
     """
     sizes = np.asarray(group_sizes, dtype=np.float64)
     n_draws = effective_draws(group_sizes)
-    mean = float(np.asarray(losses) @ sizes / sizes.sum())
+    # Exactly summed: bounds round by a few ulps, a dot product of many rows may be further off.
+    mean = math.fsum(np.asarray(losses) * sizes) / math.fsum(sizes)
     share = min(max((mean - low) / length, 0.0), 1.0)
     nats = math.log(2.0 / (1.0 - level)) / n_draws
     ends = (binary_kl_inverse_lower(share, nats), binary_kl_inverse(share, nats))

@@ -11,10 +11,8 @@ from lodrop_nn.measure.curvature import Curvature, curvature
 from lodrop_nn.measure.ensemble import jensen_gap, output_covariance
 from lodrop_nn.measure.environment import environment
 from lodrop_nn.measure.hessian import (
-    ExtremeEigenvalues,
     dropout_min_eig,
     gauge_residual,
-    hessian_extreme_eigs,
     hessian_max_eig,
     hessian_min_eig,
     transverse_min_eig,
@@ -43,7 +41,6 @@ __all__ = [
     "PARTS",
     "Curvature",
     "ExampleGradients",
-    "ExtremeEigenvalues",
     "LossChanges",
     "MeasureSettings",
     "Predictions",
@@ -60,7 +57,6 @@ __all__ = [
     "example_gradients",
     "gauge_residual",
     "gradient_norm",
-    "hessian_extreme_eigs",
     "hessian_max_eig",
     "hessian_min_eig",
     "jensen_gap",

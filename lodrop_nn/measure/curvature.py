@@ -1,27 +1,22 @@
 """Curvature of the training risk at the solution: with masks off, across the gauge, under masks."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float64
 from peft import PeftModel
 from torch import Tensor
 
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.measure.curvature_runs import CurvatureRuns
 from lodrop_nn.measure.evaluation import (
     Batch,
-    LossPart,
     mean_losses,
     mean_predictor,
-    trained_parameters,
 )
-from lodrop_nn.measure.gauge import Gauge, gauge
-from lodrop_nn.measure.hessian_products import HessianOfSum
 from lodrop_nn.measure.masked_losses import masked_losses
-from lodrop_nn.measure.spectrum import End, Spectrum, dense_spectrum, krylov_spectrum
+from lodrop_nn.measure.spectrum import End, Spectrum
 from lodrop_theory.records import Estimate, Provenance
 
 Vector = Float64[Tensor, " n_parameters"]
@@ -151,7 +146,7 @@ def curvature(
     if not 0.0 < level < 1.0:
         raise ValueError(f"`level` must be in (0, 1), got {level!r}.")
     is_masked = any(layer.input_rate or layer.output_rate for layer in bank.layers)
-    runs = _Runs(
+    runs = CurvatureRuns(
         model=model,
         adapter_name=adapter_name,
         n_runs=2 if with_masks and is_masked else 1,
@@ -209,64 +204,6 @@ def curvature(
         graphs_kept=plain.graphs_kept,
         seconds_per_product=plain.seconds / plain.spectrum.n_products,
     )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    """What is kept of a run when its graphs are gone."""
-
-    spectrum: Spectrum
-    directions: Gauge
-    gradient: Vector
-    graphs_kept: bool
-    seconds: float
-
-
-@dataclass(kw_only=True)
-class _Runs:
-    """Runs of the same kind, one after the other."""
-
-    model: PeftModel
-    adapter_name: str
-    n_runs: int
-    steps: int
-    seed: int
-    level: float
-    retain: bool
-    dense_up_to: int
-    on_step: OnStep | None
-    _n_done: int = 0
-
-    def run(self, losses: Sequence[LossPart]) -> _Run:
-        parameters = list(trained_parameters(self.model).values())
-        hessian = HessianOfSum(losses, parameters, retain=self.retain)
-        directions = gauge(self.model, adapter_name=self.adapter_name, device=hessian.device)
-        begin = time.perf_counter()
-        if hessian.n_parameters <= self.dense_up_to:
-            spectrum = dense_spectrum(hessian, directions, on_step=self._progress)
-        else:
-            stream = torch.Generator().manual_seed(self.seed)
-            start = torch.randn(hessian.n_parameters, dtype=torch.float64, generator=stream)
-            spectrum = krylov_spectrum(
-                hessian,
-                directions,
-                start.to(hessian.device),
-                steps=self.steps,
-                level=self.level,
-                on_step=self._progress,
-            )
-        self._n_done += 1
-        return _Run(
-            spectrum=spectrum,
-            directions=directions,
-            gradient=hessian.gradient,
-            graphs_kept=hessian.retained,
-            seconds=time.perf_counter() - begin,
-        )
-
-    def _progress(self, step: int, steps: int) -> None:
-        if self.on_step is not None:
-            self.on_step(self._n_done * steps + step, self.n_runs * steps)
 
 
 def _norm(spectrum: Spectrum) -> float:

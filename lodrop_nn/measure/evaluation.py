@@ -66,7 +66,17 @@ def mean_predictor(model: PeftModel, bank: MaskBank, batches: Sequence[Batch]) -
 
     Attention is made of elementary operations: fused kernels have no second derivative and cannot
     be vectorized over examples.
+
+    Raises:
+        ValueError: If weights are in half precision, or there is no example.
     """
+    # One example moves parameters by less than the rounding of such weights.
+    half = {str(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    if half:
+        raise ValueError(
+            f"`model` must have weights in float32 or float64, got {', '.join(sorted(half))}, "
+            "whose rounding spoils gradients and curvature: load the base model in float32."
+        )
     with (
         evaluation_mode(model),
         bank.off(),

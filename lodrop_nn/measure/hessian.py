@@ -1,7 +1,6 @@
 """Eigenvalues of the Hessian of the training risk, one by one."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from peft import PeftModel
 
@@ -9,87 +8,7 @@ from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.curvature import Curvature
 from lodrop_nn.measure.curvature import curvature as measured_curvature
 from lodrop_nn.measure.evaluation import Batch
-from lodrop_nn.measure.hessian_products import HessianOfSum
 from lodrop_theory.records import Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtremeEigenvalues:
-    """Both ends of the spectrum of one Hessian.
-
-    Attributes:
-        min: Smallest eigenvalue. Nats per parameter^2; may be negative.
-        max: Largest eigenvalue. Nats per parameter^2.
-        min_converged: Whether the interval of ``min`` is as short as the tolerance asks.
-        max_converged: Whether the interval of ``max`` is.
-        n_parameters: Dimension of the Hessian.
-    """
-
-    min: Estimate
-    max: Estimate
-    min_converged: bool
-    max_converged: bool
-    n_parameters: int
-
-
-def hessian_extreme_eigs(
-    model: PeftModel,
-    bank: MaskBank,
-    batches: Sequence[Batch],
-    *,
-    steps: int,
-    seed: int,
-    level: float = 0.95,
-    retain: bool = True,
-    tolerance: float = 1e-2,
-    dense_up_to: int = 2500,
-    on_step: Callable[[int, int], None] | None = None,
-) -> ExtremeEigenvalues:
-    r"""Extreme eigenvalues of the Hessian of the training risk, masks off.
-
-    .. math:: H = \nabla^2_\theta \frac1n \sum_i -\ln \pi_\theta(y_i \mid x_i)
-
-    A part of :func:`~lodrop_nn.measure.curvature.curvature`, which says what the intervals hold.
-
-    Args:
-        model: Adapted model; its trained parameters are the coordinates.
-        bank: The masks of its adapter; they are off during the measurement.
-        batches: All training examples; one retained graph each.
-        steps: Products, >= 2.
-        seed: Seed of the start vector.
-        level: Probability in (0, 1) with which both intervals hold.
-        retain: Whether the gradients' graphs are kept (fast) or rebuilt (small memory).
-        tolerance: Width of an interval, as a fraction of the spectral norm, that counts as
-            converged.
-        dense_up_to: Largest number of parameters for which the whole matrix is built.
-        on_step: Called as ``on_step(step, steps)`` after each product.
-
-    Returns:
-        Both ends as estimates, with their convergence.
-
-    Raises:
-        ValueError: If an argument is outside its range, nothing is trained, or there is no example.
-    """
-    found = measured_curvature(
-        model,
-        bank,
-        batches,
-        steps=steps,
-        seed=seed,
-        level=level,
-        with_masks=False,
-        retain=retain,
-        tolerance=tolerance,
-        dense_up_to=dense_up_to,
-        on_step=on_step,
-    )
-    return ExtremeEigenvalues(
-        min=found.hessian_min_eig,
-        max=found.hessian_max_eig,
-        min_converged=found.converged["hessian_min_eig"],
-        max_converged=found.converged["hessian_max_eig"],
-        n_parameters=found.n_parameters,
-    )
 
 
 def hessian_min_eig(
@@ -260,11 +179,8 @@ def dropout_min_eig(
 
 
 __all__ = [
-    "ExtremeEigenvalues",
-    "HessianOfSum",
     "dropout_min_eig",
     "gauge_residual",
-    "hessian_extreme_eigs",
     "hessian_max_eig",
     "hessian_min_eig",
     "transverse_min_eig",

@@ -42,6 +42,19 @@ def initial_parameters(run: RunConfig, n_classes: int) -> dict[str, Tensor]:
     }
 
 
+def check_enough(n_retrained: int, n_train: int, n_test: int) -> None:
+    """Refuse more runs without an example than there are examples and replacements.
+
+    Raises:
+        ValueError: If there are too few rows on a side.
+    """
+    if n_retrained > n_train or n_retrained >= n_test:
+        raise ValueError(
+            f"`n_retrained` must be at most the {n_train} training rows and below the {n_test} "
+            f"held-out rows, got {n_retrained!r}."
+        )
+
+
 def with_retraining(
     record: RunRecord,
     run: RunConfig,
@@ -61,8 +74,8 @@ def with_retraining(
         record: A record with a measured stability.
         run: The run that trained the adapter.
         train: Its training rows.
-        test: Its held-out rows; the first ``n_retrained`` of them serve as replacements, and the
-            losses are compared at the ``n_fresh`` after them.
+        test: Its held-out rows; ``n_retrained`` of them, drawn with ``seed``, serve as
+            replacements, and the losses are compared at ``n_fresh`` others.
         n_classes: K >= 2.
         n_retrained: Training examples that are left out, >= 2, drawn with ``seed``.
         n_fresh: Held-out rows at which the losses are compared, >= 1.
@@ -75,17 +88,14 @@ def with_retraining(
     """
     if record.stability is None:
         raise ValueError("`record` must have a measured stability, got none.")
-    if n_retrained > len(train) or n_retrained >= len(test):
-        raise ValueError(
-            f"`n_retrained` must be at most the {len(train)} training rows and below the "
-            f"{len(test)} held-out rows, got {n_retrained!r}."
-        )
+    check_enough(n_retrained, len(train), len(test))
     stream = seeded_generator(seed, _LEFT_OUT)
     left_out = torch.randperm(len(train), generator=stream)[:n_retrained].tolist()
+    drawn = torch.randperm(len(test), generator=stream)[: n_retrained + n_fresh].tolist()
     fresh = replace(
         test,
-        input_ids=test.input_ids[: n_retrained + n_fresh],
-        labels=test.labels[: n_retrained + n_fresh],
+        input_ids=tuple(test.input_ids[row] for row in drawn),
+        labels=tuple(test.labels[row] for row in drawn),
     )
     model, bank = initial_adapter(run, n_classes)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,13 +10,15 @@ how far the reading carries.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
 
+from lodrop_nn.adapter import kinds
+from lodrop_nn.adapter.attach import adapter_layers
 from lodrop_nn.adapter.report import delta_weights
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.curvature import Curvature
@@ -42,10 +44,9 @@ def delta_weight_norm(model: PeftModel, *, adapter_name: str = "default") -> Est
         A number >= 0, exact up to rounding; ``n_draws`` counts the layers.
     """
     deltas = delta_weights(model, adapter_name)
-    squares = [float(delta.detach().to(torch.float64).square().sum()) for delta in deltas.values()]
     return Estimate(
-        value=math.sqrt(math.fsum(squares)),
-        n_draws=len(squares),
+        value=math.sqrt(_square(deltas.values())),
+        n_draws=len(deltas),
         method="Frobenius norm of s B A over all adapted layers, as applied with masks off",
     )
 
@@ -113,7 +114,8 @@ def penalty_kkt(
     .. math:: \lambda = -\frac{\langle \nabla_B \hat R, B \rangle}{2\, s(p)\, \|D\|_F^2}
 
     A minimizer of the penalized risk satisfies this, because :math:`D` is linear in B and so
-    :math:`\langle \nabla_B \|D\|^2, B \rangle = 2 \|D\|^2`. Away from a minimizer, as after a
+    :math:`\langle \nabla_B \|D\|^2, B \rangle = 2 \|D\|^2`; layers whose B is frozen do not
+    count. Away from a minimizer, as after a
     fixed number of steps, it also absorbs what is left of the gradient; it may be negative.
 
     Args:
@@ -133,11 +135,13 @@ def penalty_kkt(
     Source:
         Stationarity of Lin et al. (2024), arXiv:2404.09610v1, equation 11; the estimator is ours.
     """
-    unit = _penalty_per_unit(model, bank, adapter_name)
-    if unit == 0.0:
+    if _penalty_per_unit(model, bank, adapter_name) == 0.0:
         return None
     gradients = gradients or example_gradients(model, bank, batches)
-    slope = _slope_along_the_update(model, gradients.mean, adapter_name)
+    slope, square = _along_the_update(model, gradients.mean, adapter_name)
+    if square == 0.0:
+        return None
+    unit = bank.dropout_rate * (2 - bank.dropout_rate) * square
     return Estimate(
         value=-slope / (2 * unit),
         n_draws=len(gradients.norms),
@@ -211,21 +215,32 @@ def _penalty_per_unit(model: PeftModel, bank: MaskBank, adapter_name: str) -> fl
     return p * (2 - p) * delta_weight_norm(model, adapter_name=adapter_name).value ** 2
 
 
-def _slope_along_the_update(
+def _along_the_update(
     model: PeftModel, gradient: Mapping[str, Tensor], adapter_name: str
-) -> float:
-    # The derivative of the risk when all B grow by the same factor.
-    factors = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name in gradient and f".lora_B.{adapter_name}." in name
+) -> tuple[float, float]:
+    """Slope of the risk when all trained B grow by the same factor, and ||D||^2 of their layers.
+
+    Raises:
+        ValueError: If no B is trained.
+    """
+    keys = {
+        name: kinds.kind_of(layer, name).lora_B_key(name, adapter_name)
+        for name, layer in adapter_layers(model, adapter_name).items()
     }
-    if not factors:
+    trained = {name: key for name, key in keys.items() if key in gradient}
+    if not trained:
         raise ValueError(
             f"`model` must train the factors B of adapter {adapter_name!r}, got none that "
             "requires gradients."
         )
-    return math.fsum(
-        float((gradient[name] * parameter.detach().to("cpu", torch.float64)).sum())
-        for name, parameter in factors.items()
+    deltas = delta_weights(model, adapter_name)
+    factors = {key: model.get_parameter(key) for key in trained.values()}
+    slope = math.fsum(
+        float((gradient[key] * lora_B.detach().to("cpu", torch.float64)).sum())
+        for key, lora_B in factors.items()
     )
+    return slope, _square(deltas[name] for name in trained)
+
+
+def _square(deltas: Iterable[Tensor]) -> float:
+    return math.fsum(float(delta.detach().to(torch.float64).square().sum()) for delta in deltas)

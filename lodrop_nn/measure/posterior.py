@@ -81,6 +81,8 @@ def posterior(
     done, n_steps, n_classes = 0, len(points) * len(sizes), 0
     with torch.no_grad(), evaluation_mode(model), only_tokens_read(model, batches):
         prefix = FrozenPrefix.below_the_adapter(model, bank)
+        # Blocks with noise of their own (trained biases, say) compute something else in each draw.
+        prefix.blocks = [b for b in prefix.blocks if not any(map(_is_trained, b.parameters()))]
         for group in range(len(sizes)):
             batch = batches[group // n_passes]
             for index, parts in enumerate(points):
@@ -120,6 +122,10 @@ def _one_draw(
     with drawn(parts, generator), bank.fixed(n_masks=1, seed=masks), prefix.shared(1):
         logits = model(**model_inputs(model, batch)).logits
     return np.asarray(logits.to("cpu", torch.float64).softmax(-1).numpy())
+
+
+def _is_trained(parameter: Tensor) -> bool:
+    return parameter.requires_grad
 
 
 def _mean_losses(probabilities: Float64Array, batch: Batch, smoothing: float) -> tuple[float, ...]:

@@ -12,13 +12,15 @@ from peft import PeftModel
 from lodrop_nn.config import RunConfig
 from lodrop_nn.data.examples import Examples, batches
 from lodrop_nn.masks.bank import MaskBank
-from lodrop_nn.measure.intervals import mean_estimate
+from lodrop_nn.masks.contexts import evaluation_mode
+from lodrop_nn.measure.stability.changes import Changes
+from lodrop_nn.measure.stability.summary import stability_estimates
 from lodrop_nn.train.prefix_cache import PrefixCache
 from lodrop_nn.train.replica_adapters import add_replicas
 from lodrop_nn.train.replica_settings import ReplicaSettings
 from lodrop_nn.train.replica_training import train_replicas
 from lodrop_theory.losses import smoothed_cross_entropy
-from lodrop_theory.records import Estimate, StabilityEstimates
+from lodrop_theory.records import StabilityEstimates
 
 Float64Array = NDArray[np.float64]
 _ROWS = 32  # per pass of an evaluation
@@ -39,18 +41,14 @@ class LossChanges:
 
     def estimates(self, level: float, method: str) -> StabilityEstimates:
         """The stabilities, with intervals over the m examples for the training set at hand."""
-        left_out, replaced = self.removed[1] - self.removed[0], self.removed[2] - self.removed[0]
-        without, instead = self.fresh[1] - self.fresh[0], self.fresh[2] - self.fresh[0]
-        method = f"{method}; one training set"
-        return StabilityEstimates(
-            pointwise_stability=_mean(np.abs(left_out), level, method),
-            hypothesis_stability=_mean(np.abs(without).mean(-1), level, method),
-            remove_one_out=_root_mean(np.square(without).mean(-1), level, method),
-            replace_one_out=_root_mean(np.square(instead).mean(-1), level, method),
-            replace_one_in=_root_mean(np.square(replaced), level, method),
-            leave_one_out_risk=_mean(self.removed[1], level, method),
-            replace_one_gap=_mean(replaced, level, method),
+        changes = Changes(
+            loss=self.removed[0],
+            removed=self.removed[1] - self.removed[0],
+            removed_fresh=self.fresh[1] - self.fresh[0],
+            replaced=self.removed[2] - self.removed[0],
+            replaced_fresh=self.fresh[2] - self.fresh[0],
         )
+        return stability_estimates(changes, level, f"{method}; one training set")
 
 
 def retraining_stability(
@@ -108,7 +106,7 @@ def retraining_stability(
     replacements, others = _divided(fresh, m)
     rows = _joined(train, replacements)
     plans = _plans(config, len(train), left_out)
-    with _replicas(model, bank, plans):
+    with evaluation_mode(model), _replicas(model, bank, plans):
         prefix: PrefixCache | None = None
         with contextlib.suppress(ValueError):  # nothing frozen lies below the adapter
             prefix = PrefixCache(model, rows)
@@ -166,12 +164,14 @@ def _plans(config: RunConfig, n_train: int, left_out: Sequence[int]) -> dict[str
 def _replicas(model: PeftModel, bank: MaskBank, names: Mapping[str, object]) -> Iterator[None]:
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     active = model.active_adapter
-    add_replicas(model, dict.fromkeys(names, bank.settings))
+    own = set(model.peft_config)
     try:
+        with torch.random.fork_rng(devices=[]):  # PEFT draws factors, which are overwritten
+            add_replicas(model, dict.fromkeys(names, bank.settings))
         yield
     finally:
         model.set_adapter(active)
-        for name in names:
+        for name in set(model.peft_config) - own:
             model.delete_adapter(name)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before[name])
@@ -212,15 +212,3 @@ def _joined(rows: Examples, more: Examples) -> Examples:
     return replace(
         rows, input_ids=rows.input_ids + more.input_ids, labels=rows.labels + more.labels
     )
-
-
-def _mean(values: Float64Array, level: float, method: str) -> Estimate:
-    return replace(mean_estimate(values, level, method), provenance="plug-in")
-
-
-def _root_mean(squares: Float64Array, level: float, method: str) -> Estimate:
-    """Square root of a mean; the ends of the interval are those of the mean, at least 0."""
-    mean = mean_estimate(squares, level, method)
-    ends = [None if end is None else float(np.sqrt(max(end, 0.0))) for end in (mean.low, mean.high)]
-    value = float(np.sqrt(mean.value))
-    return replace(mean, value=value, low=ends[0], high=ends[1], provenance="plug-in")

@@ -1,8 +1,6 @@
 """All measurements of one fine-tuned adapter, as the record of its run."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,9 +24,11 @@ from lodrop_nn.measure.penalty import delta_weight_norm, penalty, penalty_curvat
 from lodrop_nn.measure.posterior import posterior
 from lodrop_nn.measure.predictions import Predictions, predict_all
 from lodrop_nn.measure.risk import predictor_measurement
-from lodrop_nn.measure.settings import PARTS, MeasureSettings
+from lodrop_nn.measure.settings import MeasureSettings
 from lodrop_nn.measure.sparsity import update_sparsity
 from lodrop_nn.measure.stability import StabilitySettings, stability
+from lodrop_nn.measure.stability.measure import check_counts
+from lodrop_nn.measure.stages import Stages
 from lodrop_theory.losses import smoothed_loss_range
 from lodrop_theory.records import (
     PREDICTORS,
@@ -42,7 +42,6 @@ from lodrop_theory.records import (
 
 _SPARSITY_DRAWS = 256
 Float64Array = NDArray[np.float64]
-Progress = Callable[[int, int], None]
 
 
 def measure(
@@ -90,14 +89,16 @@ def measure(
         The record; its ``seconds`` hold every stage.
 
     Raises:
-        ValueError: If there are fewer than 2 rows on a side, or a measurement is not finite: the
-            text names the argument and the row.
+        ValueError: If there are fewer than 2 rows on a side or fewer than are to be left out, or a
+            measurement is not finite: the text names the argument and the row.
     """
     n_train, n_test = (
         _checked_rows(name, rows) for name, rows in (("train", train), ("test", test))
     )
+    if "stability" in settings.parts:  # before anything has taken its time
+        check_counts(n_train, n_test, _stability_settings(settings))
     masked = bank.dropout_rate > 0
-    stages = _Stages(settings, n_train, n_test, masked, on_stage)
+    stages = Stages(settings, n_train, n_test, masked, on_stage)
     seed, n_masks = settings.seed, settings.n_masks
     with stages.run("predict train") as progress:
         on_train = predict_all(model, bank, train, n_masks=n_masks, seed=seed, on_batch=progress)
@@ -159,7 +160,10 @@ def measure(
             )
             for name in PREDICTORS
         }
-        energy = penalty(model, bank, train, n_masks=n_masks, seed=seed, predictions=on_train)
+        rate, level = bank.dropout_rate, settings.level
+        energy = penalty(
+            model, bank, train, n_masks=n_masks, seed=seed, level=level, predictions=on_train
+        )
         by_curvature = (
             penalty_curvature(
                 model,
@@ -172,8 +176,7 @@ def measure(
             if spectrum.dropout_min_eig is not None
             else None
         )
-        sparsity = update_sparsity(bank, n_draws=_SPARSITY_DRAWS, seed=seed)
-        rate, level = bank.dropout_rate, settings.level
+        sparsity = update_sparsity(bank, n_draws=_SPARSITY_DRAWS, seed=seed, level=level)
         spread = output_covariance(on_test, dropout_rate=rate, level=level)
         gain = jensen_gap(on_test, smoothing=settings.smoothing, dropout_rate=rate, level=level)
         proved = lipschitz_bound(model, bank, train)
@@ -242,52 +245,6 @@ def _stability_settings(settings: MeasureSettings) -> StabilitySettings:
         level=settings.level,
         hessian_steps=settings.hessian_steps,
     )
-
-
-class _Stages:
-    """Times the stages and reports the fraction of the expected cost that is done."""
-
-    def __init__(
-        self,
-        settings: MeasureSettings,
-        n_train: int,
-        n_test: int,
-        masked: bool,
-        report: Callable[[str, float], None] | None,
-    ) -> None:
-        # In forward passes of one example, as measured on MiniLM with its upper half adapted.
-        members = 1 + 0.36 * settings.n_masks if masked else 1.0
-        spectrum = (1.3 + settings.hessian_steps) * n_train
-        refits = 12.0 * settings.n_refits * n_train
-        costs = {
-            "predict train": members * n_train,
-            "predict test": members * n_test,
-            "gradients": (1.7 + (1.7 * settings.n_gradient_masks if masked else 0.0)) * n_train,
-            "curvature": spectrum * (1 + (masked and "dropout-curvature" in settings.parts)),
-            "stability": 6.0 * n_train + refits,
-            "posterior": 1.0 * len(settings.noise_stds) * settings.n_posterior_passes * n_train,
-            "scores": 0.02 * (n_train + n_test),
-        }
-        left_out = set(PARTS) - set(settings.parts)
-        self._costs = {stage: cost for stage, cost in costs.items() if stage not in left_out}
-        self._report, self._done = report, 0.0
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def run(self, stage: str) -> Iterator[Progress]:
-        whole = sum(self._costs.values())
-
-        def progress(step: int, steps: int) -> None:
-            if self._report is not None:
-                done = self._done + self._costs[stage] * min(1.0, step / steps)
-                self._report(stage, min(1.0, done / whole))
-
-        progress(0, 1)
-        start = time.perf_counter()
-        yield progress
-        self.seconds[stage] = time.perf_counter() - start
-        progress(1, 1)
-        self._done += self._costs[stage]
 
 
 def _checked_rows(name: str, batches: Sequence[Batch]) -> int:

@@ -1,6 +1,5 @@
 """From the folder of an adapter and labelled rows to everything that a measurement needs."""
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,54 +12,22 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lodrop_nn.adapter.loading import CONFIG_NAME, base_folder, load_classifier
-from lodrop_nn.adapter.sidecar import weights_sha256
+from lodrop_nn.adapter.loading import load_classifier
 from lodrop_nn.compare.run import TEST_ROWS, TRAIN_ROWS
 from lodrop_nn.config import RunConfig
-from lodrop_nn.data import (
-    DATA_SETS,
-    TextClassificationData,
-    batches,
-    load_data,
-    load_rows,
-    load_split,
-    split,
-    tokenize,
-)
+from lodrop_nn.data import DATA_SETS, batches, load_data, tokenize
 from lodrop_nn.data.examples import Batch, Examples
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.environment import environment
-from lodrop_nn.measure.known_run import initial_parameters, with_retraining
+from lodrop_nn.measure.known_run import check_enough, initial_parameters, with_retraining
 from lodrop_nn.measure.run import measure
+from lodrop_nn.measure.saved_config import config_of, content_of
+from lodrop_nn.measure.saved_rows import Rows, divided, of_run
 from lodrop_nn.measure.settings import MeasureSettings
 from lodrop_nn.run_file import read_run
 from lodrop_theory.records import RunRecord, content_hash
 
 PROTOCOL = 1  # raise when the meaning of a measurement changes: old records then no longer match
-N_TRAIN, N_TEST = 256, 512  # of rows that have to be split, where nothing says how
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Which rows an adapter was trained on, and which it has not seen.
-
-    Attributes:
-        data: Name of a data set in :mod:`lodrop_nn.data`, a folder of ``train`` and ``test`` for
-            :func:`~lodrop_nn.data.load_split`, or one file for
-            :func:`~lodrop_nn.data.load_rows`. None takes that of the run that trained the adapter,
-            where it was saved by a comparison.
-        n_train: Training rows of a data set or a file; None takes that of the run, or 256.
-        n_test: Held-out rows of a data set or a file; None takes that of the run, or 512.
-        seed: Seed >= 0 of the split; None takes that of the run, or 0.
-        class_names: Names of the classes in the order of the model's outputs; None takes those
-            of its config, where it has any, or the alphabetical order.
-    """
-
-    data: str | None = None
-    n_train: int | None = None
-    n_test: int | None = None
-    seed: int | None = None
-    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +150,7 @@ def prepare(
             f"`n_retrained` must be 0 for {folder}, got {settings.n_retrained}: which run trained "
             "it is known only of adapters that `lodrop compare --save-adapters` kept."
         )
-    rows = _of_run(rows, run, folder)
+    rows = of_run(rows, run, folder)
     base = run.model if base is None and run is not None else base
     named = None if rows.data not in DATA_SETS else load_data(str(rows.data))
     model, tokenizer, bank = load_classifier(
@@ -195,13 +162,17 @@ def prepare(
         seed=settings.seed,
     )
     _check_one_rate(bank)
-    train, test = _parts(rows, named, model)
+    train, test = divided(rows, named, model)
+    check_enough(
+        settings.n_retrained, len(train.labels), len(test.labels)
+    )  # the retrainings come last
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = _config(folder, base, train, test, rows, bank, settings, model)
+    seed = None if Path(str(rows.data)).is_dir() else rows.seed or 0
+    config = config_of(folder, base, train, test, bank, settings, model, split_seed=seed, run=run)
     length = _max_length(tokenizer, model)
     examples = [tokenize(part, tokenizer, max_length=length) for part in (train, test)]
     return Prepared(
-        run_id=content_hash({"protocol": PROTOCOL, **_content(config)})[:12],
+        run_id=content_hash({"protocol": PROTOCOL, **content_of(config)})[:12],
         config=config,
         notes=train.caveats,
         model=model.to(device),
@@ -215,24 +186,6 @@ def prepare(
     )
 
 
-def _of_run(rows: Rows, run: RunConfig | None, folder: Path) -> Rows:
-    if run is None:
-        if rows.data is None:
-            raise ValueError(
-                f"`data` must name the rows that {folder} was trained on: one of "
-                f"{sorted(DATA_SETS)}, a folder with train and test, or a file."
-            )
-        return rows
-    for name in ("data", "n_train", "n_test", "seed"):
-        given, own = getattr(rows, name), getattr(run, name)
-        if given is not None and given != own:
-            raise ValueError(
-                f"`{name}` must be {own!r}, as in the run that trained {folder} (else training "
-                f"rows are taken for held-out ones), got {given!r}."
-            )
-    return replace(rows, data=run.data, n_train=run.n_train, n_test=run.n_test, seed=run.seed)
-
-
 def _check_one_rate(bank: MaskBank) -> None:
     settings = bank.settings
     if isinstance(settings.dropout_rate, tuple) or settings.rate_pattern:
@@ -243,85 +196,6 @@ def _check_one_rate(bank: MaskBank) -> None:
         )
 
 
-def _parts(
-    rows: Rows, named: TextClassificationData | None, model: PeftModel
-) -> tuple[TextClassificationData, TextClassificationData]:
-    path = Path(str(rows.data)).expanduser()
-    if named is None:
-        config = model.config
-        names = rows.class_names or _names_of(config)
-        if path.is_dir():
-            if (rows.n_train, rows.n_test) != (None, None):
-                raise ValueError(
-                    f"`n_train` and `n_test` must be left out: {path} says which rows are which."
-                )
-            return load_split(path, n_classes=config.num_labels, class_names=names)
-        if not path.is_file():
-            raise ValueError(
-                f"`data` must be one of {sorted(DATA_SETS)}, a folder with train and test, or a "
-                f".jsonl or .csv file, got {rows.data!r}."
-            )
-        named = load_rows(path, n_classes=config.num_labels, class_names=names)
-    return split(named, rows.n_train or N_TRAIN, rows.n_test or N_TEST, rows.seed or 0)
-
-
-def _names_of(config: Any) -> tuple[str, ...] | None:
-    """The names of the outputs, unless they are those that transformers makes up."""
-    names = tuple(str(config.id2label[k]) for k in range(config.num_labels))
-    made_up = tuple(f"LABEL_{k}" for k in range(config.num_labels))
-    return None if names == made_up else names
-
-
 def _max_length(tokenizer: PreTrainedTokenizerBase, model: PeftModel) -> int:
     limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
     return min(512, *(limit for limit in limits if limit))
-
-
-def _config(
-    folder: Path,
-    base: str | None,
-    train: TextClassificationData,
-    test: TextClassificationData,
-    rows: Rows,
-    bank: MaskBank,
-    settings: MeasureSettings,
-    model: PeftModel,
-) -> dict[str, Any]:
-    place = base_folder(folder, base)
-    files = [place / "config.json", *sorted(place.glob("*.safetensors"))]
-    trained = (name for name, weight in model.named_parameters() if weight.requires_grad)
-    return {
-        "adapter": folder.name,
-        "adapter_sha256": weights_sha256(folder),
-        "adapter_config_sha256": _sha256([folder / CONFIG_NAME]),
-        "model": place.name if base is None else Path(base).name,
-        "model_sha256": _sha256(files),
-        "data": train.name,
-        "data_sha256": content_hash({"train": _content_of(train), "test": _content_of(test)}),
-        "split_seed": None if Path(str(rows.data)).is_dir() else rows.seed or 0,
-        "dropout_rate": bank.settings.dropout_rate,
-        "rescale": bank.settings.rescale,
-        "masks": bank.settings.as_json(),
-        "train_A": any("lora_A" in name for name in trained),
-        "seed": settings.seed,
-        "measurement": settings.as_json(),
-    }
-
-
-def _content(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a measurement depends on: content, not the names of files."""
-    names = {"adapter", "model", "data", "split_seed"}
-    return {key: value for key, value in config.items() if key not in names}
-
-
-def _content_of(rows: TextClassificationData) -> dict[str, Any]:
-    votes = None if rows.vote_shares is None else rows.vote_shares.tolist()
-    return {"texts": list(rows.texts), "labels": rows.labels.tolist(), "vote_shares": votes}
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()

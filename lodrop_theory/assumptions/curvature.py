@@ -217,15 +217,21 @@ def _lipschitz(record: RunRecord) -> Iterator[Finding]:
         statements=lines,
     )
     certified = proved is not None and proved.provenance == "certified"
+    # The sentence is about the number that the bounds read, not about the proved one beside it.
+    read = proved is not None and certified and proved.upper <= point.upper
     yield Finding(
         name="proved Lipschitz constant",
-        status="holds" if certified else "unchecked" if proved is None else "plug-in",
+        status="holds" if read else "unchecked" if proved is None else "plug-in",
         evidence="none was given for this model"
         if proved is None
-        else f"{number(proved)} for every example; the bounds read the number at the solution, "
+        else f"{proved.upper:.4g} ({proved.method}); the bounds read the number at the solution, "
         f"{number(point)}",
         estimate=proved,
-        remedy=None if certified else "derive one for the architecture and the domain of inputs",
+        remedy=None
+        if read
+        else "put it in the place of the number at the solution"
+        if certified
+        else "derive one for the architecture and the domain of inputs",
         statements=lines,
     )
     if record.dropout_lipschitz is not None:

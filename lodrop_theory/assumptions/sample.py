@@ -136,12 +136,17 @@ def posterior_findings(record: RunRecord) -> Iterator[Finding]:
         remedy="fix scales and rate in advance, or pay for every one that was tried",
         statements=PAC_BAYES_HYPOTHESES[2:],
     )
+    risks = [e for each in record.posterior for e in (each.empirical_risk, each.error_rate)]
+    drawn = all(risk.provenance != "plug-in" for risk in risks)
     yield Finding(
         name="independent draws of the posterior",
-        status="holds",
+        status="holds" if drawn else "plug-in",
         evidence=f"{point.empirical_risk.n_draws} independent draws per scale after training, paid "
-        "for by the kl inverse of their mean",
+        "for by the kl inverse of their mean"
+        if drawn
+        else "a risk of the record is a plug-in value",
         estimate=point.empirical_risk,
+        remedy=None if drawn else "draw for all training rows, and give the interval over draws",
         statements=(
             "the draws behind `empirical_risk` are independent and were made after the posterior "
             "was chosen",

@@ -215,7 +215,7 @@ def test_the_head_reads_the_centered_mean_of_the_tokens(folder: str) -> None:
         ({"seed": -1}, "`seed` must be a whole number >= 0"),
         ({"prior_epochs": -1}, "`prior_epochs` must be a whole number >= 0"),
         ({"delta": 1.0}, r"`delta` must be in \(0, 1\)"),
-        ({"delta_draws": 0.05}, r"`delta_draws` must be in \(0, 0.05\)"),
+        ({"delta_draws": 0.025}, r"`delta_draws` must be in \(0, 0.025\)"),
         ({"head_std": float("nan")}, "`head_std` must be finite and > 0"),
         ({"kl_weight": 0.0}, "`kl_weight` must be finite and > 0"),
     ],

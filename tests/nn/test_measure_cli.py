@@ -19,7 +19,8 @@ from lodrop_nn.cli import compare, report
 from lodrop_nn.cli_measure import measure
 from lodrop_nn.compare import run as grid
 from lodrop_nn.measure import saved
-from lodrop_nn.measure.saved import Rows, prepare
+from lodrop_nn.measure.saved import prepare
+from lodrop_nn.measure.saved_rows import Rows
 from lodrop_nn.measure.settings import MeasureSettings
 from lodrop_nn.predict.ensemble import mean_predict
 from lodrop_theory import read_record
@@ -294,6 +295,8 @@ def test_where_the_run_is_known_it_can_be_repeated(comparison, monkeypatch) -> N
         n_masks=2, n_refits=0, n_retrained=2, n_fresh=4, noise_stds=(0.1,), hessian_steps=2
     )
     seen: list[str] = []
+    with pytest.raises(ValueError, match="`n_retrained` must be at most the"):
+        prepare(folder, Rows(), replace(settings, n_retrained=1000))
     prepared = prepare(folder, Rows(), settings)
 
     record = prepared.measure(lambda stage, fraction: seen.append(stage))

@@ -292,3 +292,11 @@ def test_refuses(options: dict[str, float], message: str) -> None:
     model, bank = adapted_classifier("bert", 0.4)
     with pytest.raises(ValueError, match=message):
         curvature(model, bank, BATCHES, **{"steps": 2, "seed": 0, "dense_up_to": 0, **options})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_refuses_half_precision(dtype: torch.dtype) -> None:
+    model, bank = adapted_classifier("bert", 0.4)
+    model.get_submodule("base_model.model.bert.embeddings").to(dtype)  # the adapter is not
+    with pytest.raises(ValueError, match=r"`model` must have weights in float32 or float64, got"):
+        curvature(model, bank, BATCHES, steps=2, seed=0)

@@ -177,10 +177,8 @@ def test_the_relative_gap_bounds_what_lanczos_misses(
 
 
 @given(n=st.integers(2, 10**7), steps=st.integers(1, 200), epsilon=st.floats(1e-4, 0.9))
-def test_the_relative_gap_is_below_kuczynski_and_wozniakowski(
-    n: int, steps: int, epsilon: float
-) -> None:
-    failure = 1.648 * math.sqrt(n) * math.exp(-math.sqrt(epsilon) * (2 * steps - 1))
+def test_the_relative_gap_is_below_its_closed_form(n: int, steps: int, epsilon: float) -> None:
+    failure = 2 * math.sqrt(2 * n / math.pi) * math.exp(-math.sqrt(epsilon) * (2 * steps - 1))
     if 0.0 < failure < 1.0:
         assert relative_gap(n, steps, failure=failure) <= epsilon * (1 + 1e-9)
 

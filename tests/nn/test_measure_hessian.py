@@ -9,18 +9,19 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
+from lodrop_nn.measure.curvature import Curvature, curvature
 from lodrop_nn.measure.evaluation import mean_losses, mean_predictor, trained_parameters
-from lodrop_nn.measure.hessian import (
-    HessianOfSum,
-    hessian_extreme_eigs,
-    hessian_max_eig,
-    hessian_min_eig,
-)
+from lodrop_nn.measure.hessian import hessian_max_eig, hessian_min_eig
+from lodrop_nn.measure.hessian_products import HessianOfSum
 from tests.nn.classifiers import KINDS, adapted_classifier, padded_batches
 
 BATCHES = padded_batches(6, batch_size=3)
 # Llama normalizes in single precision whatever the dtype of the model.
 TOLERANCE = {"bert": {"rtol": 1e-7, "atol": 1e-9}, "llama": {"rtol": 1e-2, "atol": 1e-5}}
+
+
+def masks_off(*args: object, **options: object) -> Curvature:
+    return curvature(*args, with_masks=False, **options)
 
 
 def dense_reference(kind: str, dropout_rate: float = 0.4) -> Tensor:
@@ -86,17 +87,17 @@ def test_both_ways_to_the_ends_of_the_spectrum(kind: str) -> None:
     model, bank = adapted_classifier(kind, 0.4)
     expected = torch.linalg.eigvalsh(dense_reference(kind))
 
-    dense = hessian_extreme_eigs(model, bank, BATCHES, steps=2, seed=0)
-    krylov = hessian_extreme_eigs(model, bank, BATCHES, steps=60, seed=0, dense_up_to=0)
+    dense = masks_off(model, bank, BATCHES, steps=2, seed=0)
+    krylov = masks_off(model, bank, BATCHES, steps=60, seed=0, dense_up_to=0)
 
     assert dense.n_parameters == krylov.n_parameters == len(expected)
     for found, accuracy in ((dense, 1e-5), (krylov, 1e-3)):
-        assert found.min.value == pytest.approx(float(expected[0]), abs=accuracy)
-        assert found.max.value == pytest.approx(float(expected[-1]), abs=accuracy)
-    assert dense.min_converged
-    assert dense.max_converged
-    assert hessian_min_eig(model, bank, BATCHES, steps=2, seed=0) == dense.min
-    assert hessian_max_eig(model, bank, BATCHES, steps=2, seed=0) == dense.max
+        assert found.hessian_min_eig.value == pytest.approx(float(expected[0]), abs=accuracy)
+        assert found.hessian_max_eig.value == pytest.approx(float(expected[-1]), abs=accuracy)
+    assert dense.converged["hessian_min_eig"]
+    assert dense.converged["hessian_max_eig"]
+    assert hessian_min_eig(model, bank, BATCHES, steps=2, seed=0) == dense.hessian_min_eig
+    assert hessian_max_eig(model, bank, BATCHES, steps=2, seed=0) == dense.hessian_max_eig
 
 
 REFERENCE_BERT = torch.linalg.eigvalsh(dense_reference("bert"))
@@ -108,14 +109,15 @@ def test_what_few_steps_promise(steps: int, seed: int) -> None:
     model, bank = adapted_classifier("bert", 0.4)
 
     # At this level a failure would be a wrong bound, not bad luck.
-    found = hessian_extreme_eigs(
-        model, bank, BATCHES, steps=steps, seed=seed, level=1 - 1e-9, dense_up_to=0
-    )
+    found = masks_off(model, bank, BATCHES, steps=steps, seed=seed, level=1 - 1e-9, dense_up_to=0)
 
-    assert found.min.lower <= REFERENCE_BERT[0] <= found.min.upper + 1e-9
-    assert found.max.lower - 1e-9 <= REFERENCE_BERT[-1] <= found.max.upper
-    norm = max(abs(found.min.value), abs(found.max.value))
-    for end, converged in ((found.min, found.min_converged), (found.max, found.max_converged)):
+    assert found.hessian_min_eig.lower <= REFERENCE_BERT[0] <= found.hessian_min_eig.upper + 1e-9
+    assert found.hessian_max_eig.lower - 1e-9 <= REFERENCE_BERT[-1] <= found.hessian_max_eig.upper
+    norm = max(abs(found.hessian_min_eig.value), abs(found.hessian_max_eig.value))
+    for end, converged in (
+        (found.hessian_min_eig, found.converged["hessian_min_eig"]),
+        (found.hessian_max_eig, found.converged["hessian_max_eig"]),
+    ):
         assert converged == (end.upper - end.lower <= 1e-2 * norm)
         assert end.lower <= end.value <= end.upper
         assert end.n_draws == steps
@@ -128,13 +130,11 @@ def test_batches_and_memory_do_not_matter(batch_size: int, retain: bool) -> None
     model, bank = adapted_classifier("llama", 0.4)
     batches = padded_batches(6, batch_size=batch_size)
 
-    found = hessian_extreme_eigs(
-        model, bank, batches, steps=3, seed=1, retain=retain, dense_up_to=0
-    )
-    expected = hessian_extreme_eigs(model, bank, BATCHES, steps=3, seed=1, dense_up_to=0)
+    found = masks_off(model, bank, batches, steps=3, seed=1, retain=retain, dense_up_to=0)
+    expected = masks_off(model, bank, BATCHES, steps=3, seed=1, dense_up_to=0)
 
-    assert found.min.value == pytest.approx(expected.min.value, abs=1e-9)
-    assert found.max.value == pytest.approx(expected.max.value, abs=1e-9)
+    assert found.hessian_min_eig.value == pytest.approx(expected.hessian_min_eig.value, abs=1e-9)
+    assert found.hessian_max_eig.value == pytest.approx(expected.hessian_max_eig.value, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -259,7 +259,7 @@ def test_masks_and_modes_are_left_as_they_were() -> None:
     model.base_model.eval()
     modes = [module.training for module in model.modules()]
 
-    hessian_extreme_eigs(model, bank, BATCHES, steps=2, seed=0, dense_up_to=0)
+    masks_off(model, bank, BATCHES, steps=2, seed=0, dense_up_to=0)
 
     assert [module.training for module in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
@@ -269,11 +269,11 @@ def test_masks_and_modes_are_left_as_they_were() -> None:
 def test_refuses_a_number_of_steps(steps: int) -> None:
     model, bank = adapted_classifier("bert", 0.4)
     with pytest.raises(ValueError, match="`steps` must be a whole number >= 2"):
-        hessian_extreme_eigs(model, bank, BATCHES, steps=steps, seed=0)
+        masks_off(model, bank, BATCHES, steps=steps, seed=0)
 
 
 def test_refuses_a_frozen_model() -> None:
     model, bank = adapted_classifier("bert", 0.4)
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="must have parameters that require gradients"):
-        hessian_extreme_eigs(model, bank, BATCHES, steps=2, seed=0)
+        masks_off(model, bank, BATCHES, steps=2, seed=0)

@@ -5,10 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
+from lodrop_nn.adapter import attach_lora_dropout
+from lodrop_nn.adapter.report import delta_weights
 from lodrop_nn.masks import MaskBank, MaskSettings
 from lodrop_nn.measure.curvature import curvature
+from lodrop_nn.measure.lipschitz import example_gradients
 from lodrop_nn.measure.penalty import (
     delta_weight_norm,
     penalty,
@@ -17,7 +21,7 @@ from lodrop_nn.measure.penalty import (
 )
 from lodrop_nn.measure.predictions import predict_all
 from lodrop_nn.measure.sparsity import update_sparsity
-from tests.nn.classifiers import KINDS, adapted_classifier, padded_batches
+from tests.nn.classifiers import KINDS, _base, adapted_classifier, padded_batches
 
 BATCHES = padded_batches(6, batch_size=3)
 
@@ -132,6 +136,38 @@ def test_no_penalty_has_no_weight(rate: float) -> None:
 
     assert penalty(model, bank, BATCHES, n_masks=2, seed=0) is None
     assert penalty_kkt(model, bank, BATCHES) is None
+
+
+def test_stationarity_counts_the_layers_whose_factor_is_trained() -> None:
+    """Also those of embeddings, whose factors PEFT keeps under another name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        config = LoraConfig(
+            r=2, target_modules=["word_embeddings", "query"], init_lora_weights=False
+        )
+        model = get_peft_model(_base("bert"), config).double().eval()
+    bank = attach_lora_dropout(model, 0.4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_embedding" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+            frozen = "layer.0." in name and "lora_B" in name
+            parameter.requires_grad_(parameter.requires_grad and not frozen)
+    growing = [p for n, p in model.named_parameters() if p.requires_grad and ("_B.default" in n)]
+    assert len(growing) == 3  # of the embedding and of two blocks
+    gradient = example_gradients(model, bank, BATCHES).mean
+    names = {n for n, p in model.named_parameters() if any(p is q for q in growing)}
+    slope = sum(float((gradient[n] * model.get_parameter(n).detach()).sum()) for n in names)
+    updates = delta_weights(model)
+    square = sum(
+        float(d.detach().square().sum()) for n, d in updates.items() if ".layer.0." not in n
+    )
+
+    found = penalty_kkt(model, bank, BATCHES)
+
+    assert len(updates) == 4
+    assert found is not None
+    assert found.value == pytest.approx(-slope / (2 * (2 * 0.4 - 0.4**2) * square), rel=1e-9)
 
 
 def test_stationarity_needs_trained_factors() -> None:

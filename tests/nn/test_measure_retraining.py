@@ -8,10 +8,12 @@ import pytest
 import torch
 from peft import PeftModel
 
+from lodrop_nn.adapter import attach_lora_dropout
 from lodrop_nn.config import RunConfig
 from lodrop_nn.data.examples import Examples, batches
 from lodrop_nn.masks import MaskBank
 from lodrop_nn.measure.retraining import retraining_stability
+from lodrop_nn.train import replica_adapters
 from lodrop_nn.train.finetune import fine_tune
 from lodrop_theory.losses import smoothed_cross_entropy
 from tests.nn.classifiers import adapted_classifier
@@ -139,6 +141,31 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert model.active_adapter == "default"
     assert all(b[0] - a[0] == 1 for a, b in pairwise(steps))
     assert steps[-1][0] == steps[-1][1]
+
+
+def test_a_failure_leaves_no_replica_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, bank = untrained()
+    model.train()
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    random = torch.get_rng_state()
+    attached: list[str] = []
+
+    def once(model: PeftModel, *, adapter_name: str, **law: object) -> MaskBank:
+        if attached:
+            raise MemoryError("no room for another")
+        attached.append(adapter_name)
+        return attach_lora_dropout(model, adapter_name=adapter_name, **law)
+
+    monkeypatch.setattr(replica_adapters, "attach_lora_dropout", once)
+    with pytest.raises(MemoryError, match="no room"):
+        retraining_stability(model, bank, TRAIN, FRESH, CONFIG, left_out=(0, 1))
+
+    assert attached == ["whole"]
+    assert set(model.peft_config) == {"default"}
+    assert model.active_adapter == "default"
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == trained
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 @pytest.mark.parametrize("left_out", [(1,), (1, 1), (0, 9), (-1, 2)])

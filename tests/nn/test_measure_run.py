@@ -10,7 +10,7 @@ import torch
 from lodrop_nn.measure import environment, measure
 from lodrop_nn.measure.settings import CORE, MeasureSettings
 from lodrop_theory import evaluate_record
-from lodrop_theory.records import PREDICTORS, RunRecord, read_record, write_record
+from lodrop_theory.records import PREDICTORS, Estimate, RunRecord, read_record, write_record
 from tests.nn.classifiers import adapted_classifier, padded_batches
 
 SETTINGS = MeasureSettings(
@@ -173,6 +173,27 @@ def test_refuses_too_few_rows(n_train: int, n_test: int, name: str) -> None:
             run_id="0",
             environment={},
         )
+
+
+def test_refuses_what_no_stability_can_be_measured_of_before_anything_is_measured() -> None:
+    seen: list[str] = []
+    with pytest.raises(ValueError, match="`n_refits` must be at most the 8 examples"):
+        record(
+            dataclasses.replace(SETTINGS, n_refits=9),
+            on_stage=lambda stage, _: seen.append(stage),
+        )
+    assert seen == []
+
+
+def test_every_interval_has_the_level_that_was_asked_for() -> None:
+    found = record(dataclasses.replace(SETTINGS, level=0.8))
+
+    assert found.stability is not None
+    measured = (*vars(found).values(), *vars(found.stability).values())
+    levels = {e.level for e in measured if isinstance(e, Estimate) and e.level is not None}
+    # The one below holds two enclosures at once.
+    assert found.penalty_curvature is not None
+    assert levels - {found.penalty_curvature.level} == {0.8}
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lodrop_nn.measure.evaluation import mean_predictor, trained_parameters
-from lodrop_nn.measure.hessian import HessianOfSum
+from lodrop_nn.measure.hessian_products import HessianOfSum
 from lodrop_nn.measure.stability.changes import Changes
-from lodrop_nn.measure.stability.curvature import Curvature
+from lodrop_nn.measure.stability.curvature import ExactHessians
 from lodrop_nn.measure.stability.dual import Span
 from lodrop_nn.measure.stability.gauss_newton import gauss_newton_by_weight, solve_each
 from lodrop_nn.measure.stability.jacobian import contrast_jacobian
@@ -44,7 +44,7 @@ class Parts:
         self.rows = Rows(self.model, padded_batches(N), padded_batches(2, seed=3))
         numbers = range(len(self.rows))
         self.span = Span(contrast_jacobian(self.model, self.rows, numbers), numbers)
-        self.curvature = Curvature(self.model, self.rows, dense=dense)
+        self.curvature = ExactHessians(self.model, self.rows, dense=dense)
         self.solvers = gauss_newton_by_weight(self.span, range(N), N, mu)
         self.subspace = Subspace(self.span, self.curvature, self.solvers, mu)
         self.mu = mu

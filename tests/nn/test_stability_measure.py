@@ -252,6 +252,7 @@ def test_equal_examples_cannot_be_missed() -> None:
         ({"center": "mean"}, "`center`"),
         ({"methods": ()}, "`methods`"),
         ({"methods": ("refit",)}, "`methods`"),
+        ({"methods": ("newton", "retrain")}, "`methods` must be some of"),
         ({"n_refits": 1}, "`n_refits`"),
         ({"n_refits": N + 1}, "`n_refits`"),
         ({"n_left_out": N + 1}, "`n_left_out`"),

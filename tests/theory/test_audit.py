@@ -161,9 +161,18 @@ def test_a_larger_gradient_between_solutions_refutes_the_one_at_the_solution() -
     name = "Lipschitz constant at the solution"
     assert status(full_record(lipschitz=estimate(20.0), stability=segment), name) == "violated"
     assert status(full_record(lipschitz=estimate(20.0), stability=smaller), name) == "plug-in"
-    assert status(full_record(lipschitz_bound=estimate(9.0)), "proved Lipschitz constant") == (
-        "plug-in"
-    )
+
+
+@pytest.mark.parametrize(
+    ("proved", "expected"),
+    [(exact(9.0), "holds"), (exact(400.0), "plug-in"), (estimate(9.0), "plug-in")],
+)
+def test_a_proved_constant_answers_for_the_bounds_only_if_they_read_as_much(
+    proved, expected
+) -> None:
+    run = full_record(lipschitz=exact(20.0), lipschitz_bound=proved)
+    assert status(run, "proved Lipschitz constant") == expected
+    assert proved.method in evidence(run, "proved Lipschitz constant")
     assert status(full_record(lipschitz_bound=None), "proved Lipschitz constant") == "unchecked"
 
 
@@ -197,6 +206,10 @@ def test_what_is_not_exact_does_not_hold() -> None:
     assert status(run_record(loss_range=exact(3.66)), "bounded loss") == "holds"
     guessed = tuple(replace(p, kl_nats=estimate(p.kl_nats.value)) for p in posterior_points())
     assert status(full_record(posterior=guessed), "exact divergence") == "plug-in"
+    undrawn = tuple(replace(p, error_rate=estimate(0.1)) for p in posterior_points())
+    name = "independent draws of the posterior"
+    assert status(full_record(posterior=undrawn), name) == "plug-in"
+    assert status(full_record(), name) == "holds"
     origin = full_record(stability=stability_measurement(center="origin"))
     assert status(origin, "stationary point of the measured objective") == "plug-in"
     assert status(full_record(config={}), "loss convex in the averaged output") == "unchecked"

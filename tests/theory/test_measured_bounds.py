@@ -229,8 +229,13 @@ def test_only_what_is_a_certificate_is_called_one() -> None:
         expected = name.startswith(("hold-out", "pac-bayes", "clopper", "empirical"))
         assert (kind == "certificate") == expected, name
     guessed = tuple(replace(p, kl_nats=estimate(p.kl_nats.value)) for p in posterior_points())
-    plug_in = evaluate_record(full_record(posterior=guessed), delta=0.05)
-    assert {r.kind for r in plug_in if r.bound.startswith("pac-bayes")} == {"plug-in"}
+    of_some_rows = tuple(
+        replace(p, empirical_risk=estimate(0.3), error_rate=estimate(0.1))
+        for p in posterior_points()
+    )
+    for points in (guessed, of_some_rows):
+        plug_in = evaluate_record(full_record(posterior=points), delta=0.05)
+        assert {r.kind for r in plug_in if r.bound.startswith("pac-bayes")} == {"plug-in"}
 
 
 def test_each_result_says_where_its_stability_came_from() -> None:

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lodrop_nn.measure.evaluation import model_inputs, trained_parameters
-from lodrop_nn.measure.hessian import HessianOfSum
+from lodrop_nn.measure.hessian_products import HessianOfSum
 from lodrop_nn.measure.stability.neighbors import Neighbor
 from lodrop_nn.measure.stability.rows import Rows
 
 Vector = Float64[Tensor, " n_parameters"]
 
 
-class Curvature:
+class ExactHessians:
     """Exact Hessians in the trained parameters; the caller sets evaluation mode and masks.
 
     Vectors are float64 on the CPU, wherever the model is.

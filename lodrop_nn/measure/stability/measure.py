@@ -5,17 +5,15 @@ from collections.abc import Callable, Sequence
 from peft import PeftModel
 
 from lodrop_nn.masks.bank import MaskBank
+from lodrop_nn.measure.curvature import curvature
 from lodrop_nn.measure.evaluation import Batch, count_rows, mean_predictor, trained_parameters
-from lodrop_nn.measure.hessian import hessian_extreme_eigs
+from lodrop_nn.measure.intervals import variance_estimate
 from lodrop_nn.measure.stability.convexity import strongly_convex
 from lodrop_nn.measure.stability.methods import Methods
-from lodrop_nn.measure.stability.neighborhood import (
-    dense_eigenvalues,
-    loss_variance,
-    neighborhood,
-)
+from lodrop_nn.measure.stability.neighborhood import dense_eigenvalues, neighborhood
 from lodrop_nn.measure.stability.objective import gradient_norm, local_objective, with_notes
 from lodrop_nn.measure.stability.settings import StabilitySettings
+from lodrop_nn.measure.stability.summary import as_plug_in
 from lodrop_theory.records import Estimate, StabilityMeasurement
 
 
@@ -38,11 +36,12 @@ def stability(
     in the trained parameters, masks off, with r such that the solution :math:`\hat\theta` is
     stationary. Leaving an example out divides by n - 1, replacing it by n. With c = 0 this is the
     ridge that the model was trained with, and r is what its optimizer left over. With
-    :math:`c = \hat\theta` it is the proximal objective that influence functions are about on a
-    network: :math:`\hat\theta` need not be stationary for the risk, as after AdamW with masks, and
-    what is measured is the stability *of this local objective, not of the training run*. Both
-    differ by a linear term, hence not at all in what moves. Every stability is a plug-in value,
-    also because the theorems want a mean over training sets and this is one of them.
+    :math:`c = \hat\theta` it is a proximal objective, akin to that which influence functions answer
+    for on a network: :math:`\hat\theta` need not be stationary for the risk, as after AdamW with
+    masks, and what is measured is the stability *of this local objective, not of the training
+    run*. The two centers differ by a linear term, hence not at all in what moves. Every stability
+    is a plug-in value, also because the theorems want a mean over training sets and this is one of
+    them.
 
     Methods, each with the loss evaluated anew at the moved parameters except for the last:
 
@@ -71,11 +70,12 @@ def stability(
             Jacobian of the rows that are needed at least does not fit ``max_bytes``.
 
     Source:
-        Objective: after Bae, Ng, Lo, Ghassemi and Grosse (2022), arXiv:2209.05364, whose proximal
-        Bregman objective takes the gradient off in the outputs and so has the Gauss-Newton Hessian
-        at the solution; here it is taken off in the parameters, and the Hessian stays the exact
-        one. Influence: Koh and Liang (2017), arXiv:1703.04730. Stabilities: Bousquet and Elisseeff
-        (2002), JMLR 2.
+        Objective: after Bae, Ng, Lo, Ghassemi and Grosse (2022), arXiv:2209.05364. Their proximal
+        Bregman objective replaces the loss of each training example by its Bregman divergence from
+        the outputs at the solution, which takes the gradient off in the outputs, and adds a squared
+        distance to the solution; it has the Gauss-Newton Hessian there. Here the gradient is taken
+        off in the parameters, and the Hessian stays the exact one. Influence: Koh and Liang (2017),
+        arXiv:1703.04730. Stabilities: Bousquet and Elisseeff (2002), JMLR 2.
 
     Example:
         >>> measured = stability(                       # doctest: +SKIP
@@ -83,15 +83,21 @@ def stability(
         ... )
         >>> measured.estimates["newton"].pointwise_stability.value   # doctest: +SKIP
     """
-    _check_counts(count_rows(train), count_rows(fresh), settings)
+    check_counts(count_rows(train), count_rows(fresh), settings)
     convexity = strongly_convex(model, bank, train)
     n_parameters = sum(p.numel() for p in trained_parameters(model).values())
     smallest, largest = hessian_min_eig, hessian_max_eig
     if n_parameters > settings.dense_up_to and (smallest is None or largest is None):
-        ends = hessian_extreme_eigs(
-            model, bank, train, steps=settings.hessian_steps, seed=settings.seed
+        ends = curvature(
+            model,
+            bank,
+            train,
+            steps=settings.hessian_steps,
+            seed=settings.seed,
+            level=settings.level,
+            with_masks=False,
         )
-        smallest, largest = ends.min, ends.max
+        smallest, largest = ends.hessian_min_eig, ends.hessian_max_eig
     with mean_predictor(model, bank, [*train, *fresh]):
         near = neighborhood(model, train, fresh, settings)
         if near.curvature.matrix is not None:
@@ -103,7 +109,12 @@ def stability(
         methods.run()
         segment = methods.lipschitz_segment()
         slope = gradient_norm(near, settings)
-    fresh_losses = near.losses[near.rows.n_train :]
+    variance = variance_estimate(
+        near.losses[near.rows.n_train :],
+        settings.level,
+        "variance of the smoothed loss at fresh rows",
+    )
+    assert variance is not None  # two fresh rows at least
     return StabilityMeasurement(
         objective=with_notes(objective.text, methods.notes),
         ridge=objective.ridge,
@@ -111,7 +122,7 @@ def stability(
         n_parameters=n_parameters,
         gradient_norm=slope,
         objective_min_eig=objective.min_eig,
-        loss_variance=loss_variance(fresh_losses, settings.level),
+        loss_variance=as_plug_in(variance),
         lipschitz_segment=segment,
         trace_gap=methods.trace_gap,
         newton_ratio=methods.ratio("newton"),
@@ -120,7 +131,12 @@ def stability(
     )
 
 
-def _check_counts(n_train: int, n_fresh: int, settings: StabilitySettings) -> None:
+def check_counts(n_train: int, n_fresh: int, settings: StabilitySettings) -> None:
+    """Refuse more left-out examples than there are.
+
+    Raises:
+        ValueError: If there are too few rows on a side.
+    """
     if n_train < 2:
         raise ValueError(f"`train` must hold at least 2 examples, got {n_train}.")
     if n_fresh < 2:

@@ -1,9 +1,8 @@
 """The solution, its rows and its derivatives: what all methods share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float64
 from peft import PeftModel
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from lodrop_nn.masks.laws import seeded_generator
 from lodrop_nn.measure.evaluation import Batch, trained_parameters
-from lodrop_nn.measure.intervals import mean_estimate
 from lodrop_nn.measure.stability.changes import Float64Array, smoothed_losses
-from lodrop_nn.measure.stability.curvature import Curvature
+from lodrop_nn.measure.stability.curvature import ExactHessians
 from lodrop_nn.measure.stability.dual import Span
 from lodrop_nn.measure.stability.jacobian import ContrastJacobian, contrast_jacobian
 from lodrop_nn.measure.stability.neighbors import DRAW, Draw, draw_neighbors
@@ -45,7 +43,7 @@ class Neighborhood:
     draw: Draw
     logits: Float64[Tensor, "rows K"]
     losses: Float64Array
-    curvature: Curvature
+    curvature: ExactHessians
     jacobian: ContrastJacobian
     span: Span
     is_complete: bool
@@ -97,7 +95,7 @@ def neighborhood(
         draw=draw,
         logits=logits,
         losses=smoothed_losses(logits, rows.labels, settings.smoothing),
-        curvature=Curvature(model, rows, dense=n_parameters <= settings.dense_up_to),
+        curvature=ExactHessians(model, rows, dense=n_parameters <= settings.dense_up_to),
         jacobian=jacobian,
         span=Span(jacobian, numbers),
         is_complete=len(numbers) == len(rows),
@@ -119,21 +117,6 @@ def dense_eigenvalues(matrix: Float64[Tensor, "n n"]) -> tuple[Estimate, Estimat
         for value in (values[0], values[-1])
     )
     return smallest, largest
-
-
-def loss_variance(losses: Float64Array, level: float) -> Estimate:
-    """Variance of the smoothed loss at fresh rows, divisor rows - 1. Nats^2.
-
-    The interval is Student's for the mean of the squared deviations.
-
-    Args:
-        losses: Smoothed losses of the fresh rows.
-        level: Coverage.
-    """
-    squares = np.square(losses - losses.mean()) * len(losses) / (len(losses) - 1)
-    found = mean_estimate(squares, level, "variance of the smoothed loss at fresh rows")
-    low = None if found.low is None else max(found.low, 0.0)
-    return replace(found, low=low, provenance="plug-in")
 
 
 def _rows_that_fit(rows: Rows, draw: Draw, settings: StabilitySettings, most: int) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lodrop_nn.measure.stability.curvature import Curvature
+from lodrop_nn.measure.stability.curvature import ExactHessians
 from lodrop_nn.measure.stability.neighbors import Neighbor
 from lodrop_nn.measure.stability.subspace import NegativeCurvature, Subspace
 
@@ -35,7 +35,7 @@ def newton_steps(
     slopes: Sequence[Vector],
     starts: Sequence[Vector],
     subspace: Subspace,
-    curvature: Curvature,
+    curvature: ExactHessians,
     precondition: Precondition,
     ridge_curvature: float,
     *,
@@ -107,7 +107,7 @@ def _best_in(
     subspace: Subspace,
     neighbor: Neighbor,
     slope: Vector,
-    curvature: Curvature,
+    curvature: ExactHessians,
     ridge_curvature: float,
     tolerance: float,
 ) -> tuple[Vector, Vector]:

@@ -46,13 +46,16 @@ def coupled_gradients(
     names = [f"lodrop_neighbor{k}" for k in range(n_replicas)]
     trained = trained_parameters(model)
     added: list[str] = []
+    replicas: _Copies | None
     try:
         try:
             replicas = _added(model, trained, active, names, added)
             _check_equal(model, replicas, rows)
         except (ValueError, TypeError, RuntimeError) as error:
+            replicas, reason = None, str(error).split(";")[0].split(". ")[0]
+        # Outside the `except`, whose traceback holds on to the tensors of a failed pass.
+        if replicas is None:
             _restore(model, active, flags, added)
-            reason = str(error).split(";")[0].split(". ")[0]
             yield _one_by_one(model, rows), f"one by one ({reason})"
         else:
             yield _together(model, rows, replicas), "coupled replicas"

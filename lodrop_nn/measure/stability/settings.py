@@ -6,9 +6,11 @@ from numbers import Real
 from typing import Literal, get_args
 
 from lodrop_nn.masks.settings import check_count, check_seed
-from lodrop_theory.records import STABILITY_METHODS, StabilityMethod
+from lodrop_theory.records import StabilityMethod
 
 Center = Literal["origin", "solution"]
+# All but "retrain", which repeats the run: `lodrop_nn.measure.retraining`.
+METHODS: tuple[StabilityMethod, ...] = ("gauss-newton", "influence", "newton", "refit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class StabilitySettings:
 
     center: Center = "solution"
     ridge: float | None = None
-    methods: tuple[StabilityMethod, ...] = ("gauss-newton", "influence", "newton", "refit")
+    methods: tuple[StabilityMethod, ...] = METHODS
     smoothing: float = 0.05
     n_left_out: int | None = None
     n_newton: int = 10
@@ -79,10 +81,8 @@ class StabilitySettings:
         if self.center not in get_args(Center):
             raise ValueError(f"`center` must be 'origin' or 'solution', got {self.center!r}.")
         self._check_ridge()
-        if not self.methods or not set(self.methods) <= set(STABILITY_METHODS):
-            raise ValueError(
-                f"`methods` must be some of {STABILITY_METHODS}, got {self.methods!r}."
-            )
+        if not self.methods or not set(self.methods) <= set(METHODS):
+            raise ValueError(f"`methods` must be some of {METHODS}, got {self.methods!r}.")
         if "refit" in self.methods and "newton" not in self.methods:
             raise ValueError(f"`methods` must have 'newton' beside 'refit', got {self.methods!r}.")
         for name in ("n_left_out", "n_newton", "n_refits", "n_fresh", "hessian_steps"):

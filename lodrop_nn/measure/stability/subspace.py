@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lodrop_nn.measure.stability.curvature import Curvature
+from lodrop_nn.measure.stability.curvature import ExactHessians
 from lodrop_nn.measure.stability.dual import DualGaussNewton, Span
 from lodrop_nn.measure.stability.neighbors import Neighbor
 
@@ -36,7 +36,7 @@ class Subspace:
     def __init__(
         self,
         span: Span,
-        curvature: Curvature,
+        curvature: ExactHessians,
         gauss_newton: dict[float, DualGaussNewton],
         ridge_curvature: float,
     ) -> None:
