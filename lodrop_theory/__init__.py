@@ -144,6 +144,7 @@ if TYPE_CHECKING:
         select_dropout_rate,
     )
     from lodrop_theory.planner.solve import Plan, solve
+    from lodrop_theory.ridge_minimizer import ridge_bounds, ridge_stability
     from lodrop_theory.slack import Looseness, looseness
     from lodrop_theory.stability_table import StabilityTable, bound_table
 
@@ -207,6 +208,8 @@ _HOMES = {
     "log_loss_curvature": "lodrop_theory.ensemble",
     "logit_ambiguity": "lodrop_theory.ensemble_gain",
     "looseness": "lodrop_theory.slack",
+    "ridge_bounds": "lodrop_theory.ridge_minimizer",
+    "ridge_stability": "lodrop_theory.ridge_minimizer",
     "low_rank_dimension": "lodrop_theory.bounds.covering",
     "majority_vote_bound": "lodrop_theory.bounds.majority_vote",
     "masked_factors_kl": "lodrop_theory.bounds.gaussian_masks",
@@ -275,6 +278,8 @@ __all__ = [  # noqa: RUF022 -- grouped by role, the order in which they are used
     "StabilityTable",
     "looseness",
     "Looseness",
+    "ridge_bounds",
+    "ridge_stability",
     # stability
     "strong_convexity",
     "repair_dropout_rate",
