@@ -43,6 +43,10 @@ class ExactMethods:
         settings: How exactly.
         solvers: The Gauss-Newton Hessian by weight of an example.
         ridge_curvature: mu.
+        known: Where products with the same Hessian are known already.
+
+    Attributes:
+        subspace: Where the exact Hessian is known.
     """
 
     def __init__(
@@ -51,11 +55,13 @@ class ExactMethods:
         settings: StabilitySettings,
         solvers: dict[float, DualGaussNewton],
         ridge_curvature: float,
+        known: Subspace | None = None,
     ) -> None:
         self._near, self._settings = near, settings
         self._solvers, self._mu = solvers, ridge_curvature
         self._mean = near.curvature.mean_gradient
-        self._subspace = Subspace(near.span, near.curvature, solvers, ridge_curvature)
+        self._spent = 0 if known is None or known.is_everything else known.dimension
+        self.subspace = Subspace(near.span, near.curvature, solvers, ridge_curvature, known)
 
     def newton(self, on_product: Callable[[int, int], None]) -> ExactMoves:
         """Newton steps.
@@ -65,7 +71,7 @@ class ExactMethods:
         """
         near, settings = self._near, self._settings
         count = len(near.draw.left_out)
-        if not self._subspace.is_everything:
+        if not self.subspace.is_everything:
             count = min(count, settings.n_exact)
         neighbors = [*near.draw.removed(count), *near.draw.replaced(count)]
         slopes = [self._slope(each) for each in neighbors]
@@ -75,19 +81,22 @@ class ExactMethods:
             neighbors,
             slopes,
             starts,
-            self._subspace,
+            self.subspace,
             near.curvature,
             precondition,
             self._mu,
-            most_products=settings.newton_products,
+            # Half of them at least: the directions that matter move with the ridge.
+            most_products=max(
+                settings.newton_products - self._spent, (settings.newton_products + 1) // 2
+            ),
             tolerance=settings.newton_tolerance,
             on_product=on_product,
         )
         worst = max(step.residual for step in steps)
         how = (
             "dense Hessian"
-            if self._subspace.is_everything
-            else f"{self._subspace.dimension} Hessian products"
+            if self.subspace.is_everything
+            else f"{self.subspace.dimension} Hessian products"
         )
         return ExactMoves(
             moves=_paired([step.delta for step in steps]),
@@ -121,7 +130,7 @@ class ExactMethods:
                     [self._slope(each) for each in some],
                     self._mean,
                     self._mu,
-                    self._subspace.precondition,
+                    self.subspace.precondition,
                     points[start : start + _REPLICAS],
                     steps=self._settings.refit_steps,
                     tolerance=self._settings.refit_tolerance,

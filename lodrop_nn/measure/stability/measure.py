@@ -8,13 +8,25 @@ from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.curvature import curvature
 from lodrop_nn.measure.evaluation import Batch, count_rows, mean_predictor, trained_parameters
 from lodrop_nn.measure.intervals import variance_estimate
-from lodrop_nn.measure.stability.convexity import strongly_convex
+from lodrop_nn.measure.stability.convexity import Convexity, strongly_convex
 from lodrop_nn.measure.stability.methods import Methods
-from lodrop_nn.measure.stability.neighborhood import dense_eigenvalues, neighborhood
-from lodrop_nn.measure.stability.objective import gradient_norm, local_objective, with_notes
+from lodrop_nn.measure.stability.neighborhood import (
+    Neighborhood,
+    dense_eigenvalues,
+    neighborhood,
+)
+from lodrop_nn.measure.stability.objective import (
+    Objective,
+    gradient_norm,
+    local_objective,
+    with_notes,
+)
 from lodrop_nn.measure.stability.settings import StabilitySettings
+from lodrop_nn.measure.stability.subspace import NegativeCurvature, Subspace
 from lodrop_nn.measure.stability.summary import as_plug_in
 from lodrop_theory.records import Estimate, StabilityMeasurement
+
+_DOUBLINGS = 4  # of a ridge that was not given
 
 
 def stability(
@@ -104,9 +116,7 @@ def stability(
             smallest, largest = dense_eigenvalues(near.curvature.matrix)
         assert smallest is not None
         assert largest is not None
-        objective = local_objective(settings, smallest, largest, convexity)
-        methods = Methods(near, settings, objective, on_step)
-        methods.run()
+        objective, methods = _run(near, settings, smallest, largest, convexity, on_step)
         segment = methods.lipschitz_segment()
         slope = gradient_norm(near, settings)
     variance = variance_estimate(
@@ -129,6 +139,35 @@ def stability(
         influence_ratio=methods.ratio("influence"),
         estimates=methods.estimates(),
     )
+
+
+def _run(
+    near: Neighborhood,
+    settings: StabilitySettings,
+    smallest: Estimate,
+    largest: Estimate,
+    convexity: Convexity,
+    on_step: Callable[[int, int], None] | None,
+) -> tuple[Objective, Methods]:
+    """The methods on the objective; a ridge that was not given is doubled where it must be."""
+    furthest = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal furthest  # another ridge starts again, the time that has passed does not
+        furthest = max(furthest, done)
+        if on_step is not None:
+            on_step(furthest, total)
+
+    known: Subspace | None = None
+    for n_doublings in range(_DOUBLINGS + 1):
+        objective = local_objective(settings, smallest, largest, convexity, n_doublings=n_doublings)
+        methods = Methods(near, settings, objective, report, known)
+        try:
+            methods.run(pass_over=settings.ridge is not None or n_doublings == _DOUBLINGS)
+            break
+        except NegativeCurvature:
+            known = methods.exact.subspace
+    return objective, methods
 
 
 def check_counts(n_train: int, n_fresh: int, settings: StabilitySettings) -> None:

@@ -25,7 +25,7 @@ from lodrop_nn.measure.stability.neighborhood import Neighborhood
 from lodrop_nn.measure.stability.objective import Objective
 from lodrop_nn.measure.stability.segments import lipschitz_segment
 from lodrop_nn.measure.stability.settings import StabilitySettings
-from lodrop_nn.measure.stability.subspace import NegativeCurvature
+from lodrop_nn.measure.stability.subspace import NegativeCurvature, Subspace
 from lodrop_nn.measure.stability.summary import ratio_of_means, stability_estimates
 from lodrop_theory.records import Estimate, StabilityEstimates, StabilityMethod
 
@@ -47,8 +47,10 @@ class Methods:
         settings: Which methods, and how exactly.
         objective: What is minimized.
         on_step: Called as ``on_step(done, total)``.
+        known: Where products with the exact Hessian are known already.
 
     Attributes:
+        exact: Newton and refit, with the products that they spent.
         notes: What did not work, in words.
         trace_gap: Expected gap to first order, where the gradients of all rows are at hand.
     """
@@ -59,6 +61,7 @@ class Methods:
         settings: StabilitySettings,
         objective: Objective,
         on_step: Callable[[int, int], None] | None,
+        known: Subspace | None = None,
     ) -> None:
         self._near, self._settings, self._objective = near, settings, objective
         self._on_step, self._done = on_step, _BEFORE
@@ -67,17 +70,31 @@ class Methods:
         self._solvers = gauss_newton_by_weight(
             near.span, near.base, near.rows.n_train, objective.ridge_curvature
         )
+        self.exact = ExactMethods(near, settings, self._solvers, objective.ridge_curvature, known)
         self.notes: list[str] = []
         self.trace_gap: Estimate | None = None
 
-    def run(self) -> None:
-        """Run them all.
+    def run(self, *, pass_over: bool) -> None:
+        """Run them all; first those that show whether the solution is a minimum.
+
+        Args:
+            pass_over: Whether those are left out, and a note made, where it is none.
 
         Raises:
-            ValueError: If none of them works here.
+            NegativeCurvature: If the solution is no minimum, and that is not passed over.
+            ValueError: If no method works here.
         """
         wanted = self._settings.methods
         self._report(0.0)
+        if "newton" in wanted:
+            try:
+                self._newton_and_refit()
+            except NegativeCurvature as error:
+                if not pass_over:
+                    raise
+                self.notes.append(
+                    f"newton and refit were left out: the solution is no minimum, {error}"
+                )
         if self._near.is_complete:
             self._influence()
             if "gauss-newton" in wanted:
@@ -87,13 +104,6 @@ class Methods:
                 "gauss-newton and influence were left out: the Jacobian of all "
                 f"{len(self._near.rows)} rows does not fit max_bytes = {self._settings.max_bytes}"
             )
-        if "newton" in wanted:
-            try:
-                self._exact()
-            except NegativeCurvature as error:
-                self.notes.append(
-                    f"newton and refit were left out: the solution is no minimum, {error}"
-                )
         if self._on_step is not None:
             self._on_step(1000, 1000)
         if not self._changes:
@@ -157,18 +167,18 @@ class Methods:
     def _gauss_newton(self) -> None:
         near, total = self._near, len(self._near.draw.left_out)
         moves = gauss_newton_moves(near.span, self._solvers, near.draw)
-        self._moves = list(islice(moves, self._settings.n_exact))
-        changes = self._evaluated(chain(self._moves, moves), lambda n: n / total, "gauss-newton")
+        first = list(islice(moves, self._settings.n_exact))
+        self._moves = self._moves or first
+        changes = self._evaluated(chain(first, moves), lambda n: n / total, "gauss-newton")
         self._keep("gauss-newton", changes, "Newton step, Gauss-Newton Hessian of the neighbor")
 
-    def _exact(self) -> None:
-        near, settings = self._near, self._settings
-        exact = ExactMethods(near, settings, self._solvers, self._objective.ridge_curvature)
-        newton = exact.newton(lambda done, most: self._report(0.9 * done / most, "newton"))
+    def _newton_and_refit(self) -> None:
+        settings = self._settings
+        newton = self.exact.newton(lambda done, most: self._report(0.9 * done / most, "newton"))
         self._moves = newton.moves
         self._keep("newton", self._evaluated(newton.moves), newton.method)
         if "refit" in settings.methods:
-            refits = exact.refits(
+            refits = self.exact.refits(
                 newton.moves[: settings.n_refits],
                 self._objective.min_eig.value,
                 lambda done, most: self._report(0.95 * done / most, "refit"),

@@ -33,19 +33,26 @@ class Objective:
 
 
 def local_objective(
-    settings: StabilitySettings, smallest: Estimate, largest: Estimate, convexity: Convexity
+    settings: StabilitySettings,
+    smallest: Estimate,
+    largest: Estimate,
+    convexity: Convexity,
+    *,
+    n_doublings: int = 0,
 ) -> Objective:
     r"""The objective of a measurement.
 
     Without a given ridge, :math:`2\tau = \max(2\,|\lambda_-|,\ 10^{-3} \lambda_{\max})` with
     :math:`\lambda_-` the negative part of the smallest eigenvalue; the factor 2 leaves room for its
-    error.
+    error. It is doubled where that does not suffice without some example: the curvature of an
+    example may be what holds the risk up around it.
 
     Args:
         settings: Its center, and its ridge if one is given.
         smallest: Smallest eigenvalue of the Hessian of the training risk at the solution.
         largest: Largest one.
         convexity: Whether the risk is convex in the trained parameters.
+        n_doublings: How often a ridge that was not given has turned out too small.
 
     Raises:
         ValueError: If the ridge leaves a direction in which the objective curves down.
@@ -56,10 +63,12 @@ def local_objective(
             raise ValueError(
                 "`ridge` must be given where the Hessian of the risk is zero, got None."
             )
-        tau = curvature / 2.0
+        tau = curvature / 2.0 * 2.0**n_doublings
+        times = f"{2**n_doublings} times " if n_doublings else ""
+        why = "; without some example less left negative curvature" if n_doublings else ""
         chosen = (
-            f", tau = {tau:.3g} chosen by 2 tau = max(2 |negative curvature|, "
-            f"{_FLOOR:g} largest curvature)"
+            f", tau = {tau:.3g} chosen by 2 tau = {times}max(2 |negative curvature|, "
+            f"{_FLOOR:g} largest curvature){why}"
         )
     else:
         tau = settings.ridge

@@ -31,6 +31,8 @@ class Subspace:
         curvature: The exact Hessians; where its matrix is built, nothing has to grow.
         gauss_newton: The Gauss-Newton Hessian by weight of an example, for the rest.
         ridge_curvature: mu = 2 tau > 0.
+        known: Another one with the same risk, whose products are taken over: they do not depend on
+            the ridge.
     """
 
     def __init__(
@@ -39,11 +41,14 @@ class Subspace:
         curvature: ExactHessians,
         gauss_newton: dict[float, DualGaussNewton],
         ridge_curvature: float,
+        known: "Subspace | None" = None,
     ) -> None:
         self._span, self._curvature, self._mu = span, curvature, ridge_curvature
         self._gauss_newton = gauss_newton
         self._basis: Float64[Tensor, "n_parameters b"] | None = None
         self._images: Float64[Tensor, "n_parameters b"] | None = None
+        if known is not None:
+            self._basis, self._images = known._basis, known._images
         self._factors: dict[float, Tensor] = {}
 
     @property
