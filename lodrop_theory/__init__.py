@@ -72,7 +72,6 @@ from lodrop_theory.results import BoundResult, StabilityResult
 
 if TYPE_CHECKING:
     from lodrop_theory.assumptions import AssumptionTable, Hypothesis, audit
-    from lodrop_theory.binary_kl import binary_kl, binary_kl_inverse, binary_kl_inverse_lower
     from lodrop_theory.bounds.bousquet2020 import uniform_log_bound
     from lodrop_theory.bounds.catoni2007 import catoni_bound, mcallester2013_bound
     from lodrop_theory.bounds.clopper1934 import clopper_pearson_bound
@@ -111,18 +110,13 @@ if TYPE_CHECKING:
     )
     from lodrop_theory.gain_confidence import gain_lower_bound
     from lodrop_theory.grids import GAP_FORMULAS, GapFormula, gap_grid
-    from lodrop_theory.implied_penalty import (
-        frozen_a_hessian,
-        implied_penalty,
-        second_order_penalty,
-        softmax_hessian,
-    )
     from lodrop_theory.intervals import (
         Interval,
         IntervalBound,
         bound_over_intervals,
         interval_of_estimate,
     )
+    from lodrop_theory.kl_inverse import binary_kl, binary_kl_inverse, binary_kl_inverse_lower
     from lodrop_theory.mask_variance import (
         AveragedMasks,
         balanced_masks_average,
@@ -130,6 +124,12 @@ if TYPE_CHECKING:
         ensemble_covariance,
         iid_masks_average,
         variance_ratio,
+    )
+    from lodrop_theory.penalty_of_masks import (
+        frozen_a_hessian,
+        implied_penalty,
+        second_order_penalty,
+        softmax_hessian,
     )
     from lodrop_theory.placements import (
         PLACEMENTS,
@@ -169,9 +169,9 @@ _HOMES = {
     "StabilityTable": "lodrop_theory.stability_table",
     "audit": "lodrop_theory.assumptions",
     "balanced_masks_average": "lodrop_theory.mask_variance",
-    "binary_kl": "lodrop_theory.binary_kl",
-    "binary_kl_inverse": "lodrop_theory.binary_kl",
-    "binary_kl_inverse_lower": "lodrop_theory.binary_kl",
+    "binary_kl": "lodrop_theory.kl_inverse",
+    "binary_kl_inverse": "lodrop_theory.kl_inverse",
+    "binary_kl_inverse_lower": "lodrop_theory.kl_inverse",
     "bound_over_intervals": "lodrop_theory.intervals",
     "bound_table": "lodrop_theory.stability_table",
     "catoni_bound": "lodrop_theory.bounds.catoni2007",
@@ -191,12 +191,12 @@ _HOMES = {
     "feldman_vondrak_bound": "lodrop_theory.bounds.feldman2018",
     "finite_n_excess": "lodrop_theory.ensemble",
     "frozen_a_curvature": "lodrop_theory.bounds.frozen_a",
-    "frozen_a_hessian": "lodrop_theory.implied_penalty",
+    "frozen_a_hessian": "lodrop_theory.penalty_of_masks",
     "gain_lower_bound": "lodrop_theory.gain_confidence",
     "gap_grid": "lodrop_theory.grids",
     "gauge_dimension": "lodrop_theory.bounds.transverse",
     "iid_masks_average": "lodrop_theory.mask_variance",
-    "implied_penalty": "lodrop_theory.implied_penalty",
+    "implied_penalty": "lodrop_theory.penalty_of_masks",
     "information_bound": "lodrop_theory.bounds.xu2017",
     "interval_of_estimate": "lodrop_theory.intervals",
     "jensen_gap": "lodrop_theory.ensemble",
@@ -223,10 +223,10 @@ _HOMES = {
     "parameter_information_nats": "lodrop_theory.bounds.xu2017",
     "placement_covariance": "lodrop_theory.placements",
     "placement_penalty": "lodrop_theory.placements",
-    "second_order_penalty": "lodrop_theory.implied_penalty",
+    "second_order_penalty": "lodrop_theory.penalty_of_masks",
     "select_dropout_rate": "lodrop_theory.planner.selection",
     "sgd_stability": "lodrop_theory.bounds.hardt2016",
-    "softmax_hessian": "lodrop_theory.implied_penalty",
+    "softmax_hessian": "lodrop_theory.penalty_of_masks",
     "solve": "lodrop_theory.planner.solve",
     "stability_bounds": "lodrop_theory.bounds.from_stability",
     "transverse_stability": "lodrop_theory.bounds.transverse",

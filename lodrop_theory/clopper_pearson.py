@@ -21,7 +21,7 @@ from lodrop_theory._checks import (
     check_failure_probability,
 )
 from lodrop_theory._numerics import round_down, round_up
-from lodrop_theory.binary_kl import binary_kl_inverse, binary_kl_inverse_lower
+from lodrop_theory.kl_inverse import binary_kl_inverse, binary_kl_inverse_lower
 
 _TAIL_ERROR = 1e-10  # per nat of the tail; the worst seen is 2e-13
 _SMALLEST_TAIL = 1e-100

@@ -1,12 +1,15 @@
 """What a plain install can do, and what no install may pull in."""
 
+import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -96,3 +99,13 @@ def test_the_readme_tells_the_verdicts_of_the_contracts():
     readme = (ROOT / "README.md").read_text()
     for claim in CLAIMS:
         assert f"| {claim.name}: {claim.claim} | {claim.verdict} |" in readme
+
+
+@pytest.mark.parametrize("package", ["lodrop_theory", "lodrop_nn", "lodrop_nn.measure"])
+def test_no_module_stands_in_the_way_of_a_public_name(package: str) -> None:
+    """A module of the name of a lazily imported function would be found in its place."""
+    home = importlib.import_module(package)
+    for found in pkgutil.iter_modules(home.__path__):
+        if found.name in home.__all__:
+            importlib.import_module(f"{package}.{found.name}")
+            assert not isinstance(getattr(home, found.name), ModuleType), found.name

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 
 from lodrop_theory._checks import Float64Array, check_finite
 from lodrop_theory._numerics import round_up
-from lodrop_theory.binary_kl import binary_kl_inverse
 from lodrop_theory.inputs import HoldOutInputs
+from lodrop_theory.kl_inverse import binary_kl_inverse
 from lodrop_theory.records import Predictor
 from lodrop_theory.results import BoundResult, as_array, input_fields
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from lodrop_theory._checks import Float64Array
 from lodrop_theory._numerics import round_up
-from lodrop_theory.binary_kl import binary_kl_inverse
 from lodrop_theory.inputs import CompressionInputs
+from lodrop_theory.kl_inverse import binary_kl_inverse
 from lodrop_theory.records import Predictor
 from lodrop_theory.results import BoundResult, as_array, input_fields
 

@@ -26,8 +26,8 @@ import numpy as np
 
 from lodrop_theory._checks import Float64Array
 from lodrop_theory._numerics import round_down, round_up
-from lodrop_theory.binary_kl import binary_kl_inverse
 from lodrop_theory.inputs import PacBayesInputs
+from lodrop_theory.kl_inverse import binary_kl_inverse
 from lodrop_theory.results import BoundResult, input_fields
 
 PAC_BAYES_HYPOTHESES = (

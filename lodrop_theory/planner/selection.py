@@ -123,7 +123,7 @@ def leave_one_out_losses(
     scaling) plus a ridge, :math:`\frac{1}{n-1} \sum_{j \ne i} \tfrac12 \mathbb E_m (y_j - z_j)^2 +
     \tfrac\kappa2 \|b\|^2`; its minimizer solves :math:`(\sum_{j \ne i} H_j + (n-1) \kappa I)\, b =
     \sum_{j \ne i} y_j A x_j` with the per-example Hessians of
-    :func:`~lodrop_theory.implied_penalty.frozen_a_hessian`. The losses are those of the masks-off
+    :func:`~lodrop_theory.penalty_of_masks.frozen_a_hessian`. The losses are those of the masks-off
     model.
 
     The per-example penalty of row and column masks has full rank, so that this is one r x r solve

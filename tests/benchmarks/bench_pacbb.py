@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from mpmath import mp, mpf
 
-from lodrop_theory.binary_kl import binary_kl_inverse
 from lodrop_theory.bounds.maurer2004 import pac_bayes_kl_bound, pac_bayes_root_bound
 from lodrop_theory.inputs import PacBayesInputs
+from lodrop_theory.kl_inverse import binary_kl_inverse
 from tests.benchmarks import record
 
 POINTS, CHECKED, BOUNDS = 20_000, 2_000, 2_000

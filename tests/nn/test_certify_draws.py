@@ -18,7 +18,7 @@ from lodrop_nn.data.examples import Examples
 from lodrop_nn.measure.posterior import posterior
 from lodrop_nn.predict.late_tiling import FrozenPrefix
 from lodrop_nn.train.prefix_cache import PrefixCache
-from lodrop_theory.binary_kl import binary_kl
+from lodrop_theory.kl_inverse import binary_kl
 from tests.nn.classifiers import adapted_classifier, padded_batches
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from mpmath import mp, mpf
 from scipy import stats
 
-from lodrop_theory.binary_kl import binary_kl_inverse
 from lodrop_theory.clopper_pearson import clopper_pearson_lower, clopper_pearson_upper
+from lodrop_theory.kl_inverse import binary_kl_inverse
 from tests.theory.strategies import magnitudes
 
 

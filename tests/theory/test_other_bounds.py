@@ -21,7 +21,6 @@ from lodrop_theory import (
     strong_convexity,
     update_sparsity,
 )
-from lodrop_theory.binary_kl import binary_kl_inverse
 from lodrop_theory.bounds.covering import covering_bound, low_rank_dimension
 from lodrop_theory.bounds.dropout_stability import dropout_stability
 from lodrop_theory.bounds.from_stability import stability_bounds
@@ -38,6 +37,7 @@ from lodrop_theory.inputs import (
     SgdInputs,
     TransverseInputs,
 )
+from lodrop_theory.kl_inverse import binary_kl_inverse
 from tests.theory.enumerable import masked_squared_loss, multisets, world
 from tests.theory.strategies import counts, magnitudes
 

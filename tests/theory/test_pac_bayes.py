@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from mpmath import mp, mpf
 from scipy import stats
 
-from lodrop_theory.binary_kl import binary_kl_inverse
 from lodrop_theory.bounds.catoni2007 import catoni_bound, mcallester2013_bound
 from lodrop_theory.bounds.gaussian_masks import masked_factors_kl, masked_update_kl
 from lodrop_theory.bounds.maurer2004 import (
@@ -20,6 +19,7 @@ from lodrop_theory.bounds.maurer2004 import (
     pac_bayes_root_bound,
 )
 from lodrop_theory.inputs import PacBayesInputs
+from lodrop_theory.kl_inverse import binary_kl_inverse
 from tests.theory.enumerable import multisets
 from tests.theory.strategies import counts, magnitudes
 

@@ -14,7 +14,7 @@ from lodrop_theory import (
     squared_loss_penalty,
     update_sparsity,
 )
-from lodrop_theory.implied_penalty import (
+from lodrop_theory.penalty_of_masks import (
     frozen_a_hessian,
     implied_penalty,
     second_order_penalty,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lodrop_theory import isotropic_penalty
 from lodrop_theory.grids import L2_STABILITY, LIN2024, TWO_STABILITY, UNIFORM_TAIL, gap_grid
-from lodrop_theory.implied_penalty import frozen_a_hessian
+from lodrop_theory.penalty_of_masks import frozen_a_hessian
 from lodrop_theory.placements import LORA_DROPOUT, PLACEMENTS
 from lodrop_theory.planner import leave_one_out_losses, select_dropout_rate
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
-from lodrop_theory.binary_kl import binary_kl, binary_kl_inverse, binary_kl_inverse_lower
+from lodrop_theory.kl_inverse import binary_kl, binary_kl_inverse, binary_kl_inverse_lower
 from tests.theory.strategies import magnitudes
 
 EPS = float(np.finfo(np.float64).eps)
