@@ -5,8 +5,12 @@ from paper_figures import (
     fig02_bounds_against_truth,
     fig03_cost,
     fig04_quality,
+    fig05_measurement_cost,
+    fig06_measured_against_theory,
     tab01_comparison,
     tab02_quality,
+    tab03_certificates,
+    tab04_bound_table,
 )
 
 SCRIPTS = (
@@ -14,8 +18,12 @@ SCRIPTS = (
     fig02_bounds_against_truth,
     fig03_cost,
     fig04_quality,
+    fig05_measurement_cost,
+    fig06_measured_against_theory,
     tab01_comparison,
     tab02_quality,
+    tab03_certificates,
+    tab04_bound_table,
 )
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ def notes(config: CertifyConfig, n_pool: int) -> tuple[str, ...]:
     n_population = n_pool - config.n_reference
     share = config.n_train / n_population
     prior = (
-        f"fine-tuned on the {config.n_reference} reference rows for {config.prior_epochs} epochs"
+        f"at an adapter fine-tuned on the {config.n_reference} reference rows for "
+        f"{config.prior_epochs} epochs"
         if config.prior_epochs
         else "at the initial values of the seed"
     )
