@@ -22,11 +22,11 @@ from lodrop_nn.measure.stability.objective import (
     with_notes,
 )
 from lodrop_nn.measure.stability.settings import StabilitySettings
-from lodrop_nn.measure.stability.subspace import NegativeCurvature, Subspace
+from lodrop_nn.measure.stability.subspace import NegativeCurvature
 from lodrop_nn.measure.stability.summary import as_plug_in
 from lodrop_theory.records import Estimate, StabilityMeasurement
 
-_DOUBLINGS = 4  # of a ridge that was not given
+_RAISES = 4  # of a ridge that was not given, at most
 
 
 def stability(
@@ -149,7 +149,7 @@ def _run(
     convexity: Convexity,
     on_step: Callable[[int, int], None] | None,
 ) -> tuple[Objective, Methods]:
-    """The methods on the objective; a ridge that was not given is doubled where it must be."""
+    """The methods on the objective; a ridge that was not given is raised where it must be."""
     furthest = 0
 
     def report(done: int, total: int) -> None:
@@ -158,14 +158,16 @@ def _run(
         if on_step is not None:
             on_step(furthest, total)
 
-    known: Subspace | None = None
-    for n_doublings in range(_DOUBLINGS + 1):
-        objective = local_objective(settings, smallest, largest, convexity, n_doublings=n_doublings)
+    known, least = None, 0.0
+    for n_raised in range(_RAISES + 1):
+        objective = local_objective(settings, smallest, largest, convexity, least=least)
         methods = Methods(near, settings, objective, report, known)
         try:
-            methods.run(pass_over=settings.ridge is not None or n_doublings == _DOUBLINGS)
+            methods.run(pass_over=settings.ridge is not None or n_raised == _RAISES)
             break
-        except NegativeCurvature:
+        except NegativeCurvature as error:
+            # Twice what was lacking, as for the curvature of the whole sample.
+            least = 2.0 * (objective.ridge_curvature - error.curvature)
             known = methods.exact.subspace
     return objective, methods
 

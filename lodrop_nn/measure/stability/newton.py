@@ -130,9 +130,11 @@ def _best_in(
         full = full + curvature.change_product(neighbor, direction)
         bend = float(direction @ full)
         if bend <= 0.0:
+            least = bend / float(direction @ direction)
             raise NegativeCurvature(
-                f"with example {neighbor.left_out} left out its curvature is "
-                f"{bend / float(direction @ direction):.3g} in some direction"
+                f"with example {neighbor.left_out} left out its curvature is {least:.3g} in some "
+                "direction",
+                least,
             )
         delta, rest = delta + energy / bend * direction, rest - energy / bend * full
         better, better_image = subspace.solve(neighbor, rest)

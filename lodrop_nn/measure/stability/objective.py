@@ -38,21 +38,21 @@ def local_objective(
     largest: Estimate,
     convexity: Convexity,
     *,
-    n_doublings: int = 0,
+    least: float = 0.0,
 ) -> Objective:
     r"""The objective of a measurement.
 
     Without a given ridge, :math:`2\tau = \max(2\,|\lambda_-|,\ 10^{-3} \lambda_{\max})` with
     :math:`\lambda_-` the negative part of the smallest eigenvalue; the factor 2 leaves room for its
-    error. It is doubled where that does not suffice without some example: the curvature of an
-    example may be what holds the risk up around it.
+    error. Without some example that may not suffice, for the curvature of an example may be what
+    holds the risk up around it: then it is raised.
 
     Args:
         settings: Its center, and its ridge if one is given.
         smallest: Smallest eigenvalue of the Hessian of the training risk at the solution.
         largest: Largest one.
         convexity: Whether the risk is convex in the trained parameters.
-        n_doublings: How often a ridge that was not given has turned out too small.
+        least: What 2 tau must be at least, where a smaller one, chosen here, did not suffice.
 
     Raises:
         ValueError: If the ridge leaves a direction in which the objective curves down.
@@ -63,13 +63,16 @@ def local_objective(
             raise ValueError(
                 "`ridge` must be given where the Hessian of the risk is zero, got None."
             )
-        tau = curvature / 2.0 * 2.0**n_doublings
-        times = f"{2**n_doublings} times " if n_doublings else ""
-        why = "; without some example less left negative curvature" if n_doublings else ""
+        tau = max(curvature, least) / 2.0
         chosen = (
-            f", tau = {tau:.3g} chosen by 2 tau = {times}max(2 |negative curvature|, "
-            f"{_FLOOR:g} largest curvature){why}"
+            f", tau = {tau:.3g} chosen by 2 tau = max(2 |negative curvature|, "
+            f"{_FLOOR:g} largest curvature)"
         )
+        if least > curvature:
+            chosen += (
+                f" = {curvature:.3g} and raised: less leaves negative curvature where an example "
+                "is left out or replaced"
+            )
     else:
         tau = settings.ridge
         chosen = f", tau = {tau:.6g} as given"

@@ -22,7 +22,7 @@ class StabilitySettings:
             to a stationary point, ``"solution"`` for any other; see
             :func:`~lodrop_nn.measure.stability.measure.stability`.
         ridge: tau > 0 of the objective, nats per parameter^2; None takes one from the curvature and
-            doubles it where it does not suffice (``center="solution"`` only).
+            raises it where it does not suffice (``center="solution"`` only).
         methods: What is computed. ``"refit"`` needs ``"newton"``, where its refits start.
         smoothing: a in (0, 1) of the smoothed cross-entropy in which changes are measured.
         n_left_out: Examples that ``"gauss-newton"`` and ``"influence"`` leave out, >= 2; None

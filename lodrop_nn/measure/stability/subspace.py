@@ -20,7 +20,15 @@ _DEPENDENT = 1e-6  # length, after orthogonalization, of a direction that adds n
 
 
 class NegativeCurvature(ArithmeticError):
-    """The objective curves down in some direction: the solution is no minimum of it."""
+    """The objective curves down in some direction: the solution is no minimum of it.
+
+    Attributes:
+        curvature: The curvature found, < 0; 0 where only its sign is known.
+    """
+
+    def __init__(self, message: str, curvature: float = 0.0) -> None:
+        super().__init__(message)
+        self.curvature = curvature
 
 
 class Subspace:
@@ -158,6 +166,6 @@ class Subspace:
             factor, failed = torch.linalg.cholesky_ex(matrix)
             if int(failed):
                 low = float(torch.linalg.eigvalsh(matrix)[0])
-                raise NegativeCurvature(f"its curvature is {low:.3g} in some direction")
+                raise NegativeCurvature(f"its curvature is {low:.3g} in some direction", low)
             self._factors[weight] = factor
         return self._factors[weight]
