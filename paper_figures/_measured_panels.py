@@ -159,8 +159,8 @@ def draw_bounds(axes: Any, points: Sequence["Point"]) -> None:
         va="bottom",
         transform=axes.get_yaxis_transform(),
     )
-    axes.set_ylim(0.02, 300 * top)
-    axes.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
+    axes.set_ylim(3e-4, 1000 * top)
+    axes.set_yticks([0.001, 0.01, 0.1, 1, 10], ["0.001", "0.01", "0.1", "1", "10"])
     axes.set_ylabel(r"gap $R - \hat{R}$ of the mean predictor (nats)")
     axes.set_title("b  measured gap and bounds", size=8, loc="left")
     axes.legend(
@@ -201,7 +201,7 @@ def draw_levels(axes: Any, points: Sequence["Point"]) -> None:
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlabel(r"$\log_{10}$(level / measured gap)")
     axes.set_title("c  looseness, level by level", size=8, loc="left")
-    axes.legend(loc="lower right", frameon=True, edgecolor="none")
+    axes.legend(loc="upper left", frameon=True, edgecolor="none")
 
 
 def draw_curvatures(axes: Any, points: Sequence["Point"]) -> None:
