@@ -51,8 +51,11 @@ def test_bernstein_oracle_and_printed_form(n, c, delta, spread) -> None:
         assert value <= printed * (1 + mpf(2) ** -44)
 
 
-@given(n=st.integers(2, 60), delta=st.floats(0.01, 0.9), p=st.floats(0, 1, allow_subnormal=False))
-# Of a subnormal p SciPy's mass function overflows.
+# SciPy's binomial mass overflows at rates near the smallest float.
+RATES = st.just(0.0) | st.floats(1e-200, 1)
+
+
+@given(n=st.integers(2, 60), delta=st.floats(0.01, 0.9), p=RATES)
 @settings(max_examples=40)
 def test_coverage_is_an_exact_sum(n: int, delta: float, p: float) -> None:
     k = np.arange(n + 1)
