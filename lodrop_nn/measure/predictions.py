@@ -1,6 +1,7 @@
 """Predicted probabilities of an adapter: under each of N masks, and with the masks off."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from lodrop_nn.measure.evaluation import (
 )
 from lodrop_nn.predict.ensemble import member_chunks
 from lodrop_nn.predict.late_tiling import FrozenPrefix
+from lodrop_nn.train.prefix_cache import PrefixCache
 from lodrop_theory.records import PREDICTORS, Predictor
 
 Float64Array = NDArray[np.float64]
@@ -98,6 +100,7 @@ def predict_all(
     *,
     n_masks: int,
     seed: int,
+    stored: PrefixCache | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Probabilities under each of N masks and with the masks off.
@@ -114,6 +117,8 @@ def predict_all(
             (b,), the position of each row in the original order.
         n_masks: N >= 1, members.
         seed: Seed >= 0 of the masks.
+        stored: States below the adapter for the same rows, which ``index`` then numbers; None
+            computes them.
         on_batch: Called as ``on_batch(rows_done, rows)``.
 
     Returns:
@@ -140,13 +145,14 @@ def predict_all(
         prefix = FrozenPrefix.below_the_adapter(model, bank)
         for batch in batches:
             inputs = model_inputs(model, batch)
-            with bank.off(), prefix.shared(1):
-                mean_logits.append(model(**inputs).logits)
-            if bank.dropout_rate > 0.0:
-                chunks = member_chunks(
-                    model, bank, prefix, inputs, n_masks=n_masks, chunk=None, read=_logits
-                )
-                member_logits.append(torch.cat(list(chunks)))
+            with nullcontext() if stored is None else stored.replay(batch):
+                with bank.off(), prefix.shared(1):
+                    mean_logits.append(model(**inputs).logits)
+                if bank.dropout_rate > 0.0:
+                    chunks = member_chunks(
+                        model, bank, prefix, inputs, n_masks=n_masks, chunk=None, read=_logits
+                    )
+                    member_logits.append(torch.cat(list(chunks)))
             done += len(batch["labels"])
             if on_batch is not None:
                 on_batch(done, n_rows)

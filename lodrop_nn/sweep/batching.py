@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from lodrop_nn.data import Examples
     from lodrop_nn.sweep.training import Progress
-    from lodrop_nn.train.prefix_cache import PrefixCache
 
 # Field of a configuration, and the value that it is compared at.
 MAY_DIFFER: Mapping[str, Any] = {
@@ -109,6 +107,7 @@ def _train_together(
     material = Material(first, device)
     model, names = _replicated(runs, material.base)
     model.to(material.device)
+    material.store_prefixes(model)
     settings = {name: _settings(run) for name, run in zip(names, runs, strict=True)}
     replicas = Replicas(model, settings)
     scorers = {
@@ -140,7 +139,7 @@ def _train_together(
         epochs=first.epochs,
         batch_size=first.batch_size,
         precision=first.precision,
-        prefix=_prefix(model, material.train),
+        prefix=material.train_prefix,
         on_step=on_step,
     )
     seconds = time.perf_counter() - start - sum(each.seconds for each in scorers.values())
@@ -190,13 +189,3 @@ def _settings(run: SweepRun) -> Any:
         train_A=run.config.train_A,
         order_seed=run.config.seed,
     )
-
-
-def _prefix(model: "PeftModel", examples: "Examples") -> "PrefixCache | None":
-    """The frozen part below the adapters, where it can be computed once."""
-    from lodrop_nn.train.prefix_cache import PrefixCache
-
-    try:
-        return PrefixCache(model, examples)
-    except ValueError:
-        return None

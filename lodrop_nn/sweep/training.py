@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from lodrop_nn.compare.run import TEST_ROWS, TRAIN_ROWS
 from lodrop_nn.compare.run import run as run_and_measure
 from lodrop_nn.config import RunConfig
-from lodrop_nn.data import Batch, Examples, batches, load_base_model, load_data, split, tokenize
+from lodrop_nn.data import Batch, batches, load_base_model, load_data, split, tokenize
 from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.environment import environment
 from lodrop_nn.measure.predictions import predict_all
@@ -23,6 +24,7 @@ from lodrop_nn.measure.risk import predictor_measurement
 from lodrop_nn.sweep.grid import SweepRun, method_of
 from lodrop_nn.sweep.scores import EpochScores, ScoreRecord
 from lodrop_nn.train.finetune import build_adapter, fine_tune
+from lodrop_nn.train.prefix_cache import PrefixCache
 from lodrop_theory.records import PREDICTORS
 
 Progress = Callable[[float], None]
@@ -43,12 +45,26 @@ class Material:
         train_rows, test_rows = split(data, config.n_train, config.n_test, config.seed)
         self.base, tokenizer = load_base_model(config.model, data.n_classes, config.seed)
         self.caveats = data.caveats
-        self.train = tokenize(train_rows, tokenizer)
-        self.scored_train = self._batches(self.train, TRAIN_ROWS)
-        self.scored_test = self._batches(tokenize(test_rows, tokenizer), TEST_ROWS)
+        self.train, self.test = tokenize(train_rows, tokenizer), tokenize(test_rows, tokenizer)
+        self.train_prefix: PrefixCache | None = None
+        self.test_prefix: PrefixCache | None = None
 
-    def _batches(self, examples: Examples, size: int) -> list[Batch]:
-        return batches(examples, size, order="length", device=self.device)
+    def store_prefixes(self, model: PeftModel) -> None:
+        """Compute what lies below the adapters once for all rows, where the model allows it."""
+        with suppress(ValueError):
+            self.train_prefix = PrefixCache(model, self.train)
+            self.test_prefix = PrefixCache(model, self.test)
+
+    def scored(self) -> list[tuple[list[Batch], PrefixCache | None]]:
+        """Training and held-out rows, in the batches in which they are scored."""
+        parts = (
+            (self.train, TRAIN_ROWS, self.train_prefix),
+            (self.test, TEST_ROWS, self.test_prefix),
+        )
+        return [
+            (batches(examples, size, order="length", device=self.device), prefix)
+            for examples, size, prefix in parts
+        ]
 
 
 class Scorer:
@@ -102,8 +118,10 @@ class Scorer:
         epoch = step // self._steps
         n_masks = config.n_masks_test if epoch == config.epochs else self._run.n_masks_along
         on_train, on_test = (
-            predict_all(self._model, self._bank, rows, n_masks=n_masks, seed=config.seed)
-            for rows in (self._material.scored_train, self._material.scored_test)
+            predict_all(
+                self._model, self._bank, rows, n_masks=n_masks, seed=config.seed, stored=prefix
+            )
+            for rows, prefix in self._material.scored()
         )
         predictors = {
             name: predictor_measurement(on_train, on_test, name, config.smoothing)
@@ -140,6 +158,7 @@ def run_one(
     material = Material(run.config, device)
     model, bank = build_adapter(run.config, material.base)
     model.to(material.device)
+    material.store_prefixes(model)
     scorer = Scorer(run, material, model, bank, [p for p in model.parameters() if p.requires_grad])
     losses: tuple[float, ...] = ()
     diverged_after, done = None, 0
@@ -155,7 +174,9 @@ def run_one(
 
     start = time.perf_counter()
     try:
-        losses = fine_tune(model, bank, material.train, run.config, on_step=on_step).epoch_losses
+        losses = fine_tune(
+            model, bank, material.train, run.config, stored=material.train_prefix, on_step=on_step
+        ).epoch_losses
     except (FloatingPointError, _Diverged):
         diverged_after = done
     return score_record(

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.masks.laws import seeded_generator
 from lodrop_nn.predict.late_tiling import FrozenPrefix
 from lodrop_nn.train.objective import masked_risk
+from lodrop_nn.train.prefix_cache import PrefixCache
 
 # Keys of the random streams of a run; those of its masks are in `lodrop_nn.masks.passes`.
 INITIALIZATION, ORDER = 2, 3
@@ -116,6 +118,7 @@ def fine_tune(
     examples: Examples,
     config: RunConfig,
     *,
+    stored: PrefixCache | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> FineTuneResult:
     """Train the adapter in place, on the device that it is on; leaves it in evaluation mode.
@@ -128,6 +131,8 @@ def fine_tune(
         bank: Its mask bank.
         examples: Training rows.
         config: The configuration that the adapter was built from.
+        stored: States below the adapter for the same ``examples``; None computes them in each
+            pass.
         on_step: Called after each step with the steps done, the steps in all and the loss.
 
     Returns:
@@ -159,7 +164,8 @@ def fine_tune(
             for batch in batches(
                 examples, config.batch_size, order="length", generator=shuffle, device=device
             ):
-                with autocast:
+                start_from = nullcontext() if stored is None else stored.replay(batch)
+                with autocast, start_from:
                     risk = masked_risk(model, batch, n_masks=bank.n_masks, prefix=prefix)
                 loss = risk.item()
                 if not math.isfinite(loss):
