@@ -13,8 +13,8 @@ MODULES_OF_EXTRA: dict[str, tuple[str, ...]] = {
         "torchmetrics",
         "fsspec",
     ),
-    "figures": ("matplotlib", "jinja2"),
-    "notebooks": ("pandas", "ipywidgets", "ipykernel", "nbclient"),
+    "figures": ("matplotlib", "jinja2", "pandas"),
+    "notebooks": ("ipywidgets", "ipykernel", "nbclient"),
     "distributed": ("ray",),
 }
 

@@ -1,13 +1,16 @@
 """The command `lodrop sweep`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from lodrop_nn._extras import require
 from lodrop_nn.cli import one_line_errors
+
+if TYPE_CHECKING:
+    from lodrop_nn.sweep.status import SweepStatus
 
 _NARROWEST = 100  # columns; a pipe has no width of its own
 
@@ -32,6 +35,9 @@ def sweep(
     max_retries: Annotated[
         int, typer.Option(min=0, help="Times that Ray starts a task again when its node dies.")
     ] = 3,
+    table: Annotated[
+        Path | None, typer.Option(help="CSV file for the scores of all finished runs.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what there is to do.")
     ] = False,
@@ -54,6 +60,8 @@ def sweep(
     declared = SweepConfig.from_file(grid)
     for name in {run.config.data for run in declared.runs()} - set(DATA_SETS):
         raise ValueError(f"`data` must be one of {sorted(DATA_SETS)}, got {name!r}.")
+    if table is not None and declared.measure == "full":
+        raise ValueError("`table` must be left out where `measure` is 'full': records hold more.")
     records = RecordStore(store, lease_seconds=lease_seconds)
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, _NARROWEST)
@@ -61,6 +69,7 @@ def sweep(
     for line in before.lines():
         console.print(line)
     if dry_run:
+        _write_table(before, table)
         return
     try:
         if engine == "ray":
@@ -84,5 +93,22 @@ def sweep(
     console.print(after.table())
     for line in after.lines():
         console.print(line)
+    _write_table(after, table)
     if after.left:
         raise typer.Exit(1)
+
+
+def _write_table(status: "SweepStatus", path: Path | None) -> None:
+    if path is None:
+        return
+    from lodrop_nn.sweep.scores import ScoreRecord
+    from lodrop_nn.sweep.table import score_table
+    from lodrop_theory.records import write_bytes_atomically
+
+    records = [
+        ScoreRecord.from_json(status.records[run.run_id])
+        for run in status.runs
+        if run.run_id in status.records
+    ]
+    text = score_table(records).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_bytes_atomically(path, text.encode("utf-8"))
