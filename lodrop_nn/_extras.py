@@ -16,6 +16,7 @@ MODULES_OF_EXTRA: dict[str, tuple[str, ...]] = {
     "figures": ("matplotlib", "jinja2", "pandas"),
     "notebooks": ("ipywidgets", "ipykernel", "nbclient"),
     "distributed": ("ray",),
+    "smollm2": ("gguf",),
 }
 
 
@@ -23,8 +24,8 @@ def require(extra: str) -> None:
     """Refuse to go on when a module of an extra is missing; imports none of them.
 
     Args:
-        extra: Name of an extra of this distribution: 'nn', 'figures', 'notebooks' or
-            'distributed'.
+        extra: Name of an extra of this distribution: 'nn', 'figures', 'notebooks',
+            'distributed' or 'smollm2'.
 
     Raises:
         ImportError: If a module is missing; the text holds the line that installs it.

@@ -14,7 +14,7 @@ from lodrop_nn.config import RunConfig
 from lodrop_nn.data import batches, load_base_model, load_data, split, tokenize
 from lodrop_nn.measure.environment import environment
 from lodrop_nn.measure.run import measure
-from lodrop_nn.measure.settings import CORE, MeasureSettings
+from lodrop_nn.measure.settings import CORE, MeasureSettings, Part
 from lodrop_nn.run_file import read_run, write_run
 from lodrop_nn.train.finetune import build_adapter, fine_tune
 from lodrop_theory.records import RecordError, RunRecord, read_record, write_record
@@ -27,6 +27,9 @@ TRAIN_ROWS, TEST_ROWS = 16, 8
 def run(
     config: RunConfig,
     *,
+    parts: tuple[Part, ...] = CORE,
+    n_refits: int = 0,
+    run_id: str | None = None,
     on_training: Callable[[float, str], None] | None = None,
     on_measuring: Callable[[float, str], None] | None = None,
     save_to: Path | None = None,
@@ -35,6 +38,10 @@ def run(
 
     Args:
         config: The run.
+        parts: What is measured, see :class:`~lodrop_nn.measure.settings.MeasureSettings`.
+        n_refits: Examples that are left out by Newton's method and by true refits, where ``parts``
+            holds "stability".
+        run_id: Name of the record; None takes the configuration's.
         on_training: Called with the fraction of the fine-tuning that is done and a text.
         on_measuring: Called with the fraction of the measurement that is done and a text.
         save_to: Folder for the adapter and the configuration that trained it; None keeps neither.
@@ -72,10 +79,11 @@ def run(
             seed=config.seed,
             smoothing=config.smoothing,
             hessian_steps=config.hessian_steps,
-            parts=CORE,
+            n_refits=n_refits,
+            parts=parts,
         ),
         config=config.as_json(),
-        run_id=config.run_id,
+        run_id=run_id or config.run_id,
         environment=environment(device),
         n_masks_train=config.n_masks_train,
         fine_tune_seconds=tuned.seconds,

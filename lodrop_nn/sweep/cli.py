@@ -60,8 +60,8 @@ def sweep(
     declared = SweepConfig.from_file(grid)
     for name in {run.config.data for run in declared.runs()} - set(DATA_SETS):
         raise ValueError(f"`data` must be one of {sorted(DATA_SETS)}, got {name!r}.")
-    if table is not None and declared.measure == "full":
-        raise ValueError("`table` must be left out where `measure` is 'full': records hold more.")
+    if table is not None and declared.measure != "scores":
+        raise ValueError("`table` must be left out unless `measure` is 'scores'.")
     records = RecordStore(store, lease_seconds=lease_seconds)
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, _NARROWEST)

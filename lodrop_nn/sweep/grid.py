@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args, get_type_hints
 from lodrop_nn.config import RunConfig
 from lodrop_theory.records import content_hash
 
-Measure = Literal["scores", "full"]
+Measure = Literal["scores", "full", "stability"]
 Method = Literal["lora", "lora-dropout", "frozen-A", "frozen-A-dropout"]
 METHODS: tuple[Method, ...] = get_args(Method)
 SCORES_PROTOCOL = 1  # raise when the meaning of the scores changes
+STABILITY_PROTOCOL = 1  # raise when the meaning of that measurement changes
 # Their values are lists themselves: an axis is a list of lists.
 _LIST_FIELDS = ("target_modules", "adapted_layers")
 _HINTS = get_type_hints(RunConfig)
@@ -33,7 +34,8 @@ class SweepRun:
     Attributes:
         config: What is trained.
         measure: ``"scores"`` for the quality along training, ``"full"`` for the measurements of
-            ``lodrop compare``.
+            ``lodrop compare``, ``"stability"`` for those, the curvature under masks, and the
+            stabilities of each training example by the Gauss-Newton method.
         evaluate_every: Epochs from one score to the next, >= 1; the last epoch is always scored.
         n_masks_along: Members of the ensembles before the last epoch, >= 1; at the end they are
             ``config.n_masks_test``.
@@ -49,6 +51,9 @@ class SweepRun:
         """Twelve hexadecimal digits that name the run; of a full one, those of a comparison."""
         if self.measure == "full":
             return self.config.run_id
+        if self.measure == "stability":
+            content = {"stability": STABILITY_PROTOCOL, "run": self.config.run_id}
+            return content_hash(content)[:12]
         content = {
             "scores": SCORES_PROTOCOL,
             "run": self.config.run_id,
@@ -109,7 +114,7 @@ class SweepConfig:
         if not self.grid:
             raise ValueError("`grid` must have at least one table, got none.")
         if self.measure not in get_args(Measure):
-            raise ValueError(f"`measure` must be 'scores' or 'full', got {self.measure!r}.")
+            raise ValueError(f"`measure` must be one of {get_args(Measure)}, got {self.measure!r}.")
         for name in ("evaluate_every", "n_masks_along"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -17,8 +17,9 @@ from lodrop_theory.records import RecordError
 def cost_of(run: SweepRun) -> float:
     """Forward passes of one example that a run costs, up to a common factor."""
     config, n_rows = run.config, run.config.n_train + run.config.n_test
-    if run.measure == "full":
-        return training_cost(config) + measurement_cost(config)
+    if run.measure != "scores":
+        more = 25 * config.n_train if run.measure == "stability" else 0
+        return training_cost(config) + measurement_cost(config) + more
     along = (config.epochs - 1) // run.evaluate_every
     members = (along * run.n_masks_along + config.n_masks_test) * (config.dropout_rate > 0)
     return training_cost(config) + (along + 1 + 0.6 * members) * n_rows

@@ -21,6 +21,7 @@ from lodrop_nn.masks.bank import MaskBank
 from lodrop_nn.measure.environment import environment
 from lodrop_nn.measure.predictions import predict_all
 from lodrop_nn.measure.risk import predictor_measurement
+from lodrop_nn.measure.settings import CORE, Part
 from lodrop_nn.sweep.grid import SweepRun, method_of
 from lodrop_nn.sweep.scores import EpochScores, ScoreRecord
 from lodrop_nn.train.finetune import build_adapter, fine_tune
@@ -28,6 +29,7 @@ from lodrop_nn.train.prefix_cache import PrefixCache
 from lodrop_theory.records import PREDICTORS
 
 Progress = Callable[[float], None]
+_STABILITY: tuple[Part, ...] = (*CORE, "dropout-curvature", "stability")
 
 
 class Material:
@@ -152,8 +154,13 @@ def run_one(
         FloatingPointError: If a run with a full measurement diverges; one with scores is recorded.
     """
     report = on_progress or (lambda fraction: None)
-    if run.measure == "full":
-        record = run_and_measure(run.config, on_training=lambda fraction, text: report(fraction))
+    if run.measure != "scores":
+        record = run_and_measure(
+            run.config,
+            parts=CORE if run.measure == "full" else _STABILITY,
+            run_id=run.run_id,
+            on_training=lambda fraction, text: report(fraction),
+        )
         return dict(json.loads(json.dumps(asdict(record), allow_nan=False)))
     material = Material(run.config, device)
     model, bank = build_adapter(run.config, material.base)

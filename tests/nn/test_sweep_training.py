@@ -152,19 +152,24 @@ def test_a_record_of_another_kind_is_refused(checkpoint):
         ScoreRecord.from_json(content)
 
 
-def test_a_full_run_is_that_of_a_comparison(checkpoint, monkeypatch, tmp_path):
+@pytest.mark.parametrize("measure", ["full", "stability"])
+def test_a_measured_run_is_that_of_a_comparison(checkpoint, monkeypatch, tmp_path, measure):
     from lodrop_nn.compare import run as comparison
 
     monkeypatch.setattr(comparison, "load_data", lambda name: tiny_reviews())
     config = a_run(checkpoint, epochs=1, train_A=False, mask_law="balanced").config
-    sweep = SweepConfig(grid=({**config.as_json(), "dropout_rate": [0.3]},), measure="full")
+    sweep = SweepConfig(grid=({**config.as_json(), "dropout_rate": [0.3]},), measure=measure)
     (run,) = sweep.runs()
     assert run.config == config
+    assert (run.run_id == config.run_id) == (measure == "full")
     content = run_unit([run])[0]
     store = RecordStore(str(tmp_path))
     store.write(run.run_id, content)
-    record = read_record(tmp_path / f"{config.run_id}.json")
+    record = read_record(tmp_path / f"{run.run_id}.json")
     assert record.config == config.as_json()
+    expected = {"full": None, "stability": {"gauss-newton", "influence"}}[measure]
+    assert (record.stability and set(record.stability.estimates)) == expected
+    assert (record.dropout_min_eig is None) == (measure == "full")
     assert (
         final_scores(content)["test_nll"]["value"] == record.predictors["ensemble"].test_nll.value
     )
