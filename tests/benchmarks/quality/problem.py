@@ -82,7 +82,7 @@ def load_problem(data: str, seed: int, blocks: Sequence[int]) -> Problem:
 
     def rows(part: TextClassificationData) -> Rows:
         examples = tokenize(part, tokenizer, max_length=MAX_LENGTH)
-        return Rows(examples=examples, frozen=_frozen(base, examples, min(blocks)))
+        return Rows(examples=examples, frozen=frozen_parts(base, examples, min(blocks)))
 
     return Problem(
         data=data,
@@ -96,7 +96,8 @@ def load_problem(data: str, seed: int, blocks: Sequence[int]) -> Problem:
 
 
 @torch.no_grad()
-def _frozen(base: PreTrainedModel, examples: Examples, first: int) -> tuple[Tensor, ...]:
+def frozen_parts(base: PreTrainedModel, examples: Examples, first: int) -> tuple[Tensor, ...]:
+    """What :class:`Rows` holds of each row when ``first`` is the first adapted block."""
     attention = base.bert.encoder.layer[first].attention.self
     frozen: dict[int, Tensor] = {}
     for batch in batches(examples, EVALUATION_BATCH, order="length"):
