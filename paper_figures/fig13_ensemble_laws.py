@@ -1,0 +1,181 @@
+"""Figure 13: how fast an ensemble of N masks approaches the infinite one.
+
+a: one layer of two inputs and one output whose masks are enumerated: the expected log loss of the
+averaged probability over all draws of N masks, exactly, beside Var / (2 N m^2). It stands for the
+curve of a trained adapter, of which no record is read.
+b, c: the variance of mask ensembles over that of i.i.d. masks: the closed form of one layer for
+balanced masks, beside what was measured on a MiniLM adapter. The closed form depends on the layer
+through u / t, the squared norm of its output over the sum of the squared terms in it: 1 for
+unrelated terms. Orthogonal masks have no closed form here; they are drawn as measured.
+
+Reads   tests/benchmarks/records/mask_variance.json
+Writes  paper_figures/out/fig13_ensemble_laws.{csv,pdf,png}
+Run     python -m paper_figures.fig13_ensemble_laws     (CPU, seconds)
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodrop_nn.report.figure import save
+from lodrop_nn.report.style import RC
+from lodrop_theory import (
+    balanced_masks_average,
+    finite_n_excess,
+    iid_masks_average,
+    variance_ratio,
+)
+from lodrop_theory.solvable.multisets import multinomial_probability, multisets
+from paper_figures._comparison import BENCHMARKS, OUT
+from paper_figures._ensemble_panels import (
+    LAWS,
+    RATES,
+    SHARES,
+    draw_exact,
+    draw_variance,
+)
+from paper_figures._theory import write_points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = Path(__file__).stem
+TERMS = (1.5, 1.0)  # D_j x_j of the enumerated layer: logits of the right one of two classes
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+VARIANCES = {"b": 0.25, "c": 0.5}  # panel: p
+BALANCED_SIZES = (4, 8, 16)  # those at which p N is whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One number of the figure.
+
+    Attributes:
+        panel: ``a`` (excess loss), ``b`` or ``c`` (variance ratio).
+        series: ``exact`` or ``law`` (a), ``u/t = k`` or a law of masks.
+        dropout_rate: p of the masks.
+        n_masks: N.
+        value: Expected loss above that of infinitely many masks, in nats (a), or variance of the
+            ensemble over that of N i.i.d. masks (b, c).
+        low: Lower end of the 95% interval of what was measured; nan elsewhere.
+        high: Its upper end.
+    """
+
+    panel: str
+    series: str
+    dropout_rate: float
+    n_masks: int
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def outcomes(rate: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probability of the right class under each mask of the layer, and that of the mask.
+
+    The masks are those of LoRA Dropout with inverted scaling: two inputs and one output.
+    """
+    kept = np.array([[o * i, o * j] for o in (0, 1) for i in (0, 1) for j in (0, 1)])
+    drawn = np.array([o + i + j for o in (0, 1) for i in (0, 1) for j in (0, 1)])
+    chance = (1 - rate) ** drawn * rate ** (3 - drawn)
+    logits = kept @ np.array(TERMS) / (1 - rate) ** 2
+    # Masks of equal output are one outcome: there are four of them.
+    values, place = np.unique(logits, return_inverse=True)
+    probability = np.bincount(place, weights=chance).astype(np.float64)
+    return np.asarray(1 / (1 + np.exp(-values)), dtype=np.float64), probability
+
+
+def compute(records: Path = BENCHMARKS) -> list[Point]:
+    """All numbers of the figure; no drawing here."""
+    points = [point for rate in RATES for point in _exact(rate)]
+    for panel, rate in VARIANCES.items():
+        points += [*_closed_forms(panel, rate), *_measured_variances(records, panel, rate)]
+    return points
+
+
+def _exact(rate: float) -> list[Point]:
+    right, chance = outcomes(rate)
+    mean = float(chance @ right)
+    trace = float(chance @ (right - mean) ** 2) / mean**2
+    points = []
+    for n in SIZES:
+        counts = multisets(len(right), n)
+        losses = -np.log(counts @ right / n)
+        exact = float(multinomial_probability(counts, chance) @ losses) + math.log(mean)
+        for series, value in (("exact", exact), ("law", float(finite_n_excess(trace, n)))):
+            points.append(
+                Point(panel="a", series=series, dropout_rate=rate, n_masks=n, value=value)
+            )
+    return points
+
+
+def _closed_forms(panel: str, rate: float) -> list[Point]:
+    """A layer of k equal terms has u / t = k; of two opposite ones, 0."""
+    points = []
+    for share in SHARES:
+        weight = [[1.0] * share] if share else [[1.0, -1.0]]
+        x = [1.0] * len(weight[0])
+        for n in BALANCED_SIZES:
+            balanced = balanced_masks_average(rate, n, rescale=True)
+            iid = iid_masks_average(rate, n, rescale=True)
+            points.append(
+                Point(
+                    panel=panel,
+                    series=f"u/t = {share}",
+                    dropout_rate=rate,
+                    n_masks=n,
+                    value=variance_ratio(balanced, iid, weight, x),
+                )
+            )
+    return points
+
+
+def _measured_variances(records: Path, panel: str, rate: float) -> list[Point]:
+    content = json.loads((records / "mask_variance.json").read_text(encoding="utf-8"))
+    points = []
+    for name, cell in content["rates"][f"p = {rate:g}"].items():
+        law, _, size = name.partition(", N = ")
+        if law in LAWS:
+            points.append(
+                Point(
+                    panel=panel,
+                    series=law,
+                    dropout_rate=rate,
+                    n_masks=int(size),
+                    value=cell["variance_ratio"],
+                    low=cell["low"],
+                    high=cell["high"],
+                )
+            )
+    return sorted(points, key=lambda p: (p.series, p.n_masks))
+
+
+def draw(points: Sequence[Point]) -> "Figure":
+    """Draw the points; no arithmetic on them here."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        row = figure.subplots(1, 3)
+        panels = (draw_exact, draw_variance, draw_variance)
+        for axes, panel, name in zip(row, panels, "abc", strict=True):
+            panel(axes, [p for p in points if p.panel == name])
+    return figure
+
+
+def main(records: Path = BENCHMARKS, out: Path = OUT) -> None:
+    """Write the numbers and the picture."""
+    points = compute(records)
+    write_points(out / f"{NAME}.csv", points)
+    save(draw(points), out / NAME)
+
+
+if __name__ == "__main__":
+    main()
