@@ -1,18 +1,19 @@
 """Run the arms; see the package."""
 
 import argparse
+import math
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from tests.benchmarks.quality import adalora, records, train
 from tests.benchmarks.quality import problem as problems
-from tests.benchmarks.quality import records, train
 from tests.benchmarks.quality.adapters import LORA_ALPHA, RANK, TARGETS, knows_law
 from tests.benchmarks.quality.arms import ARMS, WAVES, Arm
 from tests.benchmarks.quality.evaluate import nll, probabilities, scores
@@ -22,14 +23,15 @@ SEEDS = range(5)
 # Mean tokens of a row: what a run costs beside its arm.
 TOKENS = {"movie-reviews": 26.5, "trec": 13.5, "sarcasm": 14.8}
 BLOCKS = (4, 5)
+LATER_FIELDS = ("adalora", "learning_rate")
 Run = tuple[str, int, Arm]
 
 
 def config_of(data: str, seed: int, arm: Arm, epochs: int) -> dict[str, Any]:
     """All that defines a run."""
-    fields = {key: value for key, value in asdict(arm).items() if key != "cost"}
+    n_steps = epochs * math.ceil(problems.N_TRAIN / train.BATCH)
     return {
-        "arm": fields,
+        "arm": _named(arm),
         "data": data,
         "seed": seed,
         "model": "minilm-l6",
@@ -43,18 +45,31 @@ def config_of(data: str, seed: int, arm: Arm, epochs: int) -> dict[str, Any]:
         "max_length": problems.MAX_LENGTH,
         "epochs": epochs,
         "batch_size": train.BATCH,
-        "learning_rate": train.LEARNING_RATE,
+        "learning_rate": arm.learning_rate or train.LEARNING_RATE,
         "members": train.MEMBERS,
         "members_at_end": train.MEMBERS_AT_END,
+        **({"adalora": adalora.settings(RANK, n_steps)} if arm.adalora else {}),
     }
 
 
-def planned(shard: int, n_shards: int, arms: list[str], data_sets: list[str]) -> list[Run]:
+def _named(arm: Arm) -> dict[str, Any]:
+    """What tells an arm from others; later fields count where they are set, to keep run ids."""
+    defaults = {each.name: each.default for each in fields(arm)}
+    return {
+        key: value
+        for key, value in asdict(arm).items()
+        if key != "cost" and not (key in LATER_FIELDS and value == defaults[key])
+    }
+
+
+def planned(
+    shard: int, n_shards: int, arms: list[str], data_sets: list[str], seeds: Sequence[int] = SEEDS
+) -> list[Run]:
     """The runs of one process, important ones first; what depends on a run stays with it."""
     return [
         (data, seed, arm)
         for wave in WAVES
-        for seed in SEEDS
+        for seed in seeds
         for place, data in enumerate(DATA)
         if (seed * len(DATA) + place) % n_shards == shard
         for arm in wave
@@ -120,6 +135,8 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="this process and how many there are")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--data", nargs="*", default=list(DATA), choices=DATA)
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
+    parser.add_argument("--learning-rate", type=float, default=None, help="another one")
     parser.add_argument("--epochs", type=int, default=train.EPOCHS, help="a multiple of 6")
     parser.add_argument("--out", type=Path, default=records.RUNS)
     parser.add_argument("--commit", default=None, help="where the tree has no git repository")
@@ -129,7 +146,12 @@ def main() -> None:
     torch.set_num_threads(1)
     console, where = Console(), provenance(options.commit)
     epochs, folder = options.epochs, options.out
-    plan = planned(shard, n_shards, options.arms, options.data)
+    plan = planned(shard, n_shards, options.arms, options.data, options.seeds)
+    if options.learning_rate is not None:
+        plan = [
+            (data, seed, replace(arm, learning_rate=options.learning_rate))
+            for data, seed, arm in plan
+        ]
     todo = list(remaining(plan, folder, epochs))[: options.limit]
     units = [arm.cost * TOKENS[data] for data, _, arm in todo]
     start, current = time.perf_counter(), None

@@ -8,7 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig, MontecloraConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    LoraConfig,
+    MontecloraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+)
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import scaled_dot_product_attention
@@ -16,6 +23,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from lodrop_nn.adapter import attach_lora_dropout
 from lodrop_nn.masks import MaskBank
 from lodrop_nn.masks.laws import seeded_generator
+from lodrop_nn.train.finetune import INITIALIZATION
+from tests.benchmarks.quality import adalora
 from tests.benchmarks.quality.arms import Arm
 from tests.benchmarks.quality.problem import FROZEN, Problem
 
@@ -28,12 +37,20 @@ def run_seed(problem: Problem, arm: Arm) -> int:
     return problem.seed + 1000 * arm.member
 
 
-def build(problem: Problem, arm: Arm) -> tuple[PeftModel, MaskBank | None]:
-    """The adapter of an arm, in evaluation mode: equal factors at the start for equal seeds."""
+def build(problem: Problem, arm: Arm, n_steps: int = 0) -> tuple[PeftModel, MaskBank | None]:
+    """The adapter of an arm, in evaluation mode: equal factors at the start for equal seeds.
+
+    Args:
+        problem: Has the base model.
+        arm: Which adapter.
+        n_steps: Steps of the training to come, which AdaLoRA's schedule needs.
+    """
     seed = run_seed(problem, arm)
     special: dict[str, Any] = {"lora_dropout": arm.peft_dropout}
     if arm.monteclora:
         special["monteclora_config"] = MontecloraConfig()
+    if arm.adalora:
+        special |= adalora.settings(RANK, n_steps)
     model = _adapter(problem, seed, special)
     if arm.monteclora:  # its samplers draw between the layers
         plain = _adapter(problem, seed, {}).state_dict()
@@ -54,9 +71,9 @@ def build(problem: Problem, arm: Arm) -> tuple[PeftModel, MaskBank | None]:
 
 
 def _adapter(problem: Problem, seed: int, special: Mapping[str, Any]) -> PeftModel:
-    config = LoraConfig(
+    kind = AdaLoraConfig if "target_r" in special else partial(LoraConfig, r=RANK)
+    config = kind(
         task_type=TaskType.SEQ_CLS,
-        r=RANK,
         lora_alpha=LORA_ALPHA,
         target_modules=list(TARGETS),
         layers_to_transform=list(problem.blocks),

@@ -18,6 +18,8 @@ class Arm:
         monteclora: Whether the layers are PEFT's MonteCLoRA at its default configuration.
         decay_from: Arm whose masks set the weight of a penalty on the squared update.
         member: Which of several adapters with other initializations, heads and orders.
+        adalora: Whether the adapter is AdaLoRA; it is scored at the last epoch alone.
+        learning_rate: Of the first step; None is that of the other arms.
         cost: Training rows passed per example and epoch, for the time left.
     """
 
@@ -30,6 +32,8 @@ class Arm:
     monteclora: bool = False
     decay_from: str | None = None
     member: int = 0
+    adalora: bool = False
+    learning_rate: float | None = None
     cost: float = field(default=1.0, compare=False)
 
     @property
@@ -41,7 +45,8 @@ class Arm:
 
 
 P = 0.5
-# The first wave answers the question; the second adds rivals that cost more or promise less.
+# The first wave answers the question; the second adds rivals that cost more or promise less; the
+# third, which has its own record, asks it again of AdaLoRA.
 WAVES: Sequence[Sequence[Arm]] = (
     (
         Arm(name="lora", cost=1.2),
@@ -61,6 +66,18 @@ WAVES: Sequence[Sequence[Arm]] = (
     (
         *(Arm(name=f"lora-member-{k}", member=k, cost=1.2) for k in (1, 2, 3)),
         Arm(name="monteclora", monteclora=True, cost=3.2),
+    ),
+    (
+        Arm(name="adalora", adalora=True, learning_rate=1e-2, cost=1.2),
+        Arm(
+            name="adalora-dropout",
+            adalora=True,
+            learning_rate=1e-2,
+            dropout_rate=P,
+            mask_scope="example",
+            mask_law="balanced",
+            cost=2.8,
+        ),
     ),
 )
 ARMS = {arm.name: arm for wave in WAVES for arm in wave}

@@ -59,6 +59,8 @@ def finished(folder: Path) -> tuple[dict[Split, dict[str, dict[str, Any]]], dict
     places: dict[str, Any] = defaultdict(set)
     for record in records.read_all(folder):
         config = record["config"]
+        if "adalora" in config["arm"]:  # summarized by itself
+            continue
         label = config["data"]
         if config["epochs"] != EPOCHS:
             label += f", {config['epochs']} epochs"

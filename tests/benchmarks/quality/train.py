@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from lodrop_nn.masks.laws import seeded_generator
 from lodrop_nn.train.tiling import tile_batch
-from tests.benchmarks.quality import adapters
+from tests.benchmarks.quality import adalora, adapters
 from tests.benchmarks.quality.adapters import ShortModel
 from tests.benchmarks.quality.arms import Arm
 from tests.benchmarks.quality.evaluate import mean_logits, member_logits
@@ -64,15 +64,16 @@ def run(problem: Problem, arm: Arm, *, decay: float = 0.0, epochs: int = EPOCHS)
     """
     seed = adapters.run_seed(problem, arm)
     torch.manual_seed(seed)  # PEFT's dropout and MonteCLoRA draw from the default generator
-    model, bank = adapters.build(problem, arm)
+    n_steps = epochs * math.ceil(len(problem.train.examples) / BATCH)
+    model, bank = adapters.build(problem, arm, n_steps)
     short, finished = ShortModel(model), Finished()
     trained = adapters.trained(model)
-    n_steps = epochs * math.ceil(len(problem.train.examples) / BATCH)
-    optimizer = AdamW(trained.values(), lr=LEARNING_RATE, weight_decay=0.0)
+    rate = LEARNING_RATE if arm.learning_rate is None else arm.learning_rate
+    optimizer = AdamW(trained.values(), lr=rate, weight_decay=0.0)
     schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=n_steps)
     shuffle = seeded_generator(seed, _ORDER)
 
-    def step(batch: dict[str, Tensor]) -> float:
+    def step(batch: dict[str, Tensor], number: int) -> float:
         if arm.n_masks > 1:
             batch = tile_batch(batch, arm.n_masks)
         risk = cross_entropy(short(batch), batch["labels"])
@@ -81,9 +82,13 @@ def run(problem: Problem, arm: Arm, *, decay: float = 0.0, epochs: int = EPOCHS)
             objective = objective + decay * adapters.update_square(model)
         if arm.monteclora:
             objective = objective + model.base_model._get_monteclora_loss()
+        if arm.adalora:
+            objective = objective + adalora.orthogonality(model)
         optimizer.zero_grad(set_to_none=True)
         objective.backward()
         optimizer.step()
+        if arm.adalora:
+            model.base_model.update_and_allocate(number)
         schedule.step()
         finished.rows_trained += len(batch["labels"])
         if not math.isfinite(risk.item()):
@@ -94,8 +99,9 @@ def run(problem: Problem, arm: Arm, *, decay: float = 0.0, epochs: int = EPOCHS)
         for epoch in range(1, epochs + 1):
             model.train()
             start, total = time.process_time(), 0.0
-            for batch in problem.train.batches(BATCH, shuffle):
-                total += step(batch) * len(batch["labels"])
+            made = problem.train.batches(BATCH, shuffle)
+            for number, batch in enumerate(made, (epoch - 1) * len(made) + 1):
+                total += step(batch, number) * len(batch["labels"])
             finished.epoch_losses.append(total / len(problem.train.examples))
             finished.train_seconds += time.process_time() - start
             model.eval()
@@ -111,7 +117,8 @@ def run(problem: Problem, arm: Arm, *, decay: float = 0.0, epochs: int = EPOCHS)
             )
             finished.evaluation_seconds += time.process_time() - start
     finished.weights = {name: p.detach().clone() for name, p in trained.items()}
-    finished.update_square = adapters.update_square(model).item()
+    square = adalora.update_square if arm.adalora else adapters.update_square
+    finished.update_square = square(model).item()
     return finished
 
 
@@ -128,9 +135,9 @@ def _evaluate(
     if epoch == last:
         sets["train"] = problem.train
     for name, rows in sets.items():
-        if _is_due(epoch, last, MEAN_CHECKPOINTS):
+        if _is_due(epoch, last, 1 if arm.adalora else MEAN_CHECKPOINTS):
             logits[f"{name}.mean.{epoch}"] = mean(rows)
-        if arm.ensemble and _is_due(epoch, last, MEMBER_CHECKPOINTS):
+        if arm.ensemble and _is_due(epoch, last, 1 if arm.adalora else MEMBER_CHECKPOINTS):
             n_members = MEMBERS_AT_END if epoch == last and name == "test" else MEMBERS
             logits[f"{name}.members.{epoch}"] = members(rows, n_members)
 
