@@ -13,6 +13,11 @@ RATES: dict[float, dict[str, Any]] = {
     0.3: {"color": COLORS["mean"], "marker": "D"},
     0.5: {"color": COLORS["bound"], "marker": "s"},
 }
+DATA: dict[str, dict[str, Any]] = {
+    "sarcasm": {"color": COLORS["mean"], "marker": "D"},
+    "movie-reviews": {"color": COLORS["ensemble"], "marker": "o"},
+    "trec": {"color": COLORS["gibbs"], "marker": "s"},
+}
 SHARES = {0: ":", 1: "-", 4: "--"}  # u / t and its line
 LAWS: dict[str, dict[str, Any]] = {
     "balanced": {"color": COLORS["ensemble"], "marker": "o"},
@@ -42,14 +47,28 @@ def draw_exact(axes: Any, points: Sequence["Point"]) -> None:
     axes.set_yscale("log")
     axes.set_yticks([1e-4, 1e-3, 1e-2, 0.1], ["0.0001", "0.001", "0.01", "0.1"])
     axes.set_ylabel("loss above $N = \\infty$ (nats)")
-    axes.set_title("a  the excess tends to Var / (2 $N m^2$)", size=8, loc="left")
+    axes.set_title("a  one layer: the excess tends to Var / (2 $N m^2$)", size=8, loc="left")
     axes.legend(loc="lower left", title="marks exact, lines law", title_fontsize=6.5)
+
+
+def draw_observed(axes: Any, points: Sequence["Point"]) -> None:
+    for data, style in DATA.items():
+        _line(axes, points, f"{data}, law", color=style["color"])
+        _line(axes, points, data, label=data, **OPEN, **style)
+        for p in (p for p in points if p.series == data):
+            axes.plot([p.n_masks] * 2, [p.low, p.high], color=style["color"], lw=1)
+    _masks(axes, sorted({p.n_masks for p in points}))
+    axes.set_yscale("log")
+    axes.set_yticks([1e-3, 1e-2, 0.1], ["0.001", "0.01", "0.1"])
+    axes.set_ylabel("NLL above that of 16 masks (nats)")
+    axes.set_title("b  trained adapters: $1/N - 1/16$, fitted at $N$ = 8", size=8, loc="left")
+    axes.legend(loc="lower left", title="marks measured, lines law", title_fontsize=6.5)
 
 
 def draw_variance(axes: Any, points: Sequence["Point"]) -> None:
     left = [p.value for p in points if p.series == "balanced"]
-    title = f"{points[0].panel}  left: {min(left):.2f} to {max(left):.2f} "
-    axes.set_title(f"{title}($p$ = {points[0].dropout_rate:g})", size=8, loc="left")
+    title = f"{points[0].panel}  balanced masks leave {min(left):.2f} to {max(left):.2f}, "
+    axes.set_title(f"{title}$p$ = {points[0].dropout_rate:g}", size=8, loc="left")
     for share, ls in SHARES.items():
         label = f"balanced, $u/t$ = {share}"
         _line(axes, points, f"u/t = {share}", color="black", ls=ls, lw=1, label=label)

@@ -3,13 +3,14 @@
 Methods by tasks: GLUE, SQuAD and MMLU with scores quoted from another paper, and below them our
 small tasks, measured. A cell is empty where a score was neither measured nor can be quoted.
 
-Reads   tests/benchmarks/records/quality.json, lodrop_nn/reproduce/published.py
+Reads   tests/benchmarks/records/{quality,adalora}.json, lodrop_nn/reproduce/published.py
 Writes  paper_figures/out/tab05_results.{csv,md}
 Run     python -m paper_figures.tab05_results     (CPU, seconds)
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ PUBLISHED_AS: dict[Method, str] = {
     "adalora": "AdaLoRA",
 }
 ARMS: dict[Method, str] = {"lora": "lora", "lora+dropout": "example-balanced"}
+ADALORA: dict[Method, bool] = {"adalora": False, "adalora+dropout": True}  # trained with masks
 PREDICTORS = ("mean", "ensemble")
 GLUE = {
     "MNLI m": ("mnli", "accuracy_matched"),
@@ -102,7 +104,7 @@ class Cell:
 
 def compute(records: Path = BENCHMARKS) -> list[Cell]:
     """Every cell of every table, empty ones too."""
-    rows, _ = read(records)
+    measured = _measures(records)
     cells = []
     for method in METHODS:
         budget = _glue_budget(method)
@@ -115,7 +117,7 @@ def compute(records: Path = BENCHMARKS) -> list[Cell]:
         ]
         cells.append(_quoted("mmlu", method, "mmlu", "accuracy", ""))
         cells += [
-            _measured(rows, method, predictor, task, metric)
+            _measured(measured, method, predictor, task, metric)
             for predictor in PREDICTORS
             if predictor == "mean" or has_masks(method)
             for task in OURS
@@ -141,18 +143,39 @@ def _quoted(table: str, method: Method, task: str, metric: str, budget: str) -> 
     )
 
 
-def _measured(rows: Sequence[Row], method: Method, predictor: str, task: str, metric: str) -> Cell:
+Measured = Mapping[tuple[Method, str, str], tuple[Row, str]]
+
+
+def _measures(records: Path) -> Measured:
+    """Measures at the last epoch with their record, by method, predictor and task."""
+    rows, _ = read(records)
+    found: dict[tuple[Method, str, str], tuple[Row, str]] = {}
+    for method, arm in ARMS.items():
+        for predictor in PREDICTORS:
+            for task in OURS:
+                measures = find(rows, task, arm, predictor, "last")
+                if measures is not None:
+                    found[method, predictor, task] = measures, "quality.json"
+    content = json.loads((records / "adalora.json").read_text(encoding="utf-8"))
+    for row in content["table"]:
+        for method, dropout in ADALORA.items():
+            if (row["adapter"], row["dropout"]) == ("adalora", dropout):
+                found[method, row["predictor"], row["data"]] = row["measures"], "adalora.json"
+    return found
+
+
+def _measured(measured: Measured, method: Method, predictor: str, task: str, metric: str) -> Cell:
     known: dict[str, Any] = {}
-    found = find(rows, task, ARMS[method], predictor, "last") if method in ARMS else None
-    if found is not None:
-        value, unit = found[metric]["value"], MEASURES[metric]
+    if (method, predictor, task) in measured:
+        measures, name = measured[method, predictor, task]
+        value, unit = measures[metric]["value"], MEASURES[metric]
         known = {
             "status": "measured",
             "value": unit * value["mean"],
             "low": unit * value["low"],
             "high": unit * value["high"],
             "n_seeds": value["n"],
-            "source": "tests/benchmarks/records/quality.json",
+            "source": f"tests/benchmarks/records/{name}",
         }
     return Cell(
         table="ours",

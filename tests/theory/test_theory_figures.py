@@ -281,7 +281,7 @@ def test_the_law_is_the_limit_of_the_excess(laws) -> None:
 
 def test_variance_ratios_are_closed_forms_and_records(laws) -> None:
     raw = json.loads((_comparison.BENCHMARKS / "mask_variance.json").read_text())["rates"]
-    found = [p for p in laws if p.panel in "bc"]
+    found = [p for p in laws if p.panel in "cd"]
     for p in found:
         odds = p.dropout_rate / (1 - p.dropout_rate)
         if p.series.startswith("u/t"):
@@ -294,6 +294,29 @@ def test_variance_ratios_are_closed_forms_and_records(laws) -> None:
             assert (p.value, p.low, p.high) == (cell["variance_ratio"], cell["low"], cell["high"])
             assert p.low <= p.value <= p.high < 1
     assert {p.series for p in found} >= {"balanced", "orthogonal", "u/t = 1"}
+
+
+def test_the_law_of_a_pool_is_fitted_at_eight_masks_and_predicts_the_rest(laws) -> None:
+    counts = json.loads((_comparison.BENCHMARKS / "ablation.json").read_text())["counts"]
+    found = {(p.series, p.n_masks): p for p in laws if p.panel == "b"}
+    for data in ("movie-reviews", "sarcasm", "trec"):
+        nll = {
+            (r["seed"], r["n_masks"]): r["nll"]
+            for r in counts
+            if (r["data"], r["arm"]) == (data, "example-balanced")
+        }
+        excess = {
+            n: np.array([nll[seed, n] - nll[seed, 16] for seed in range(5)]) for n in (1, 2, 4, 8)
+        }
+        assert np.all(excess[8] > 0)  # non-increasing, whatever the adapter
+        for n, ratio in {1: 15.0, 2: 7.0, 4: 3.0, 8: 1.0}.items():
+            point, law = found[data, n], found[f"{data}, law", n]
+            half = stats.t.ppf(0.975, 4) * stats.sem(excess[n])
+            mean = excess[n].mean()
+            expected = (mean, mean - half, mean + half)
+            np.testing.assert_allclose((point.value, point.low, point.high), expected, rtol=1e-9)
+            assert law.value == pytest.approx(ratio * excess[8].mean(), rel=1e-9)
+            assert law.value == pytest.approx(point.value, rel=0.05)
 
 
 # ---- figure 14
