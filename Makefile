@@ -8,7 +8,7 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logica
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP = pyproject.toml constraints.txt
 
-.PHONY: compare test test-all test-oldest lint figures clean
+.PHONY: compare test test-all test-oldest lint figures experiments clean
 
 compare: $(VENV)/.compare  ## fine-tune, measure, bound, report
 	$(BIN)/lodrop compare $(ARGS)
@@ -34,6 +34,13 @@ test-oldest:  ## the oldest supported versions, in an environment of their own
 
 figures: $(VENV)/.compare  ## redraw every figure and table from the committed records
 	$(BIN)/python -m paper_figures
+
+SWEEPS = $(filter-out stability,$(basename $(notdir $(wildcard paper_figures/grids/*.toml))))
+experiments: $(VENV)/.compare  ## the runs behind figures 7, 10, 15, 17 and 20: hours on two cores; continues where it was
+	for grid in $(SWEEPS); do OMP_NUM_THREADS=1 $(BIN)/lodrop sweep paper_figures/grids/$$grid.toml \
+	    --store runs/sweeps --table paper_figures/records/sweeps/$$grid.csv $(ARGS) || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/lodrop sweep paper_figures/grids/stability.toml \
+	    --store paper_figures/records/stability $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
