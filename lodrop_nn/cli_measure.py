@@ -24,7 +24,7 @@ def measure(
     data: Annotated[
         str | None,
         typer.Option(
-            help="A data set (movie-reviews, trec, sarcasm), a folder with train and test "
+            help="A data set (movie-reviews, trec, ...), a folder with train and test "
             "(.jsonl or .csv: text, label), or one such file. An adapter that `lodrop compare` "
             "saved knows its own."
         ),

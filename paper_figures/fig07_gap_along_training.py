@@ -96,6 +96,7 @@ def draw(points: Sequence[Point]) -> "Figure":
             grid[0, column].set_title(f"{'abc'[column]}  {data}", size=8, loc="left")
             grid[1, column].axhline(0, color="black", lw=0.5)
             grid[1, column].set_xlabel("epoch")
+        grid[0, 0].set_ylim(top=1.3)  # room for the legend
         grid[0, 0].set_ylabel("loss (nats)")
         grid[1, 0].set_ylabel("generalization gap (nats)")
         _legends(figure, grid)

@@ -142,7 +142,9 @@ def _draw_panel(axes: Any, points: Sequence[Point], panel: str) -> None:
                 step = 0.15 * (predictor == "mean")
             x = [p.x + step for p in line]
             errors = [[p.value - p.low for p in line], [p.high - p.value for p in line]]
-            hollow = {"mfc": "white", "ls": (0, (2, 1.5))} if predictor == "mean" else {}
+            hollow: dict[str, Any] = (
+                {"mfc": "white", "ls": (0, (2, 1.5))} if predictor == "mean" else {}
+            )
             axes.errorbar(
                 x,
                 [p.value for p in line],
@@ -169,8 +171,12 @@ def _legend(figure: "Figure") -> None:
         Line2D([], [], ms=3.5, mew=0.8, lw=0.9, label=names.get(data, data), **style)
         for data, style in _sweeps.DATA_STYLES.items()
     ]
-    for label, more in (("ensemble", {}), ("mean", {"mfc": "white", "ls": (0, (2, 1.5))})):
-        style = {"color": "0.4", "marker": "o", **more}
+    looks: dict[str, dict[str, Any]] = {
+        "ensemble": {},
+        "mean": {"mfc": "white", "ls": (0, (2, 1.5))},
+    }
+    for label, more in looks.items():
+        style: dict[str, Any] = {"color": "0.4", "marker": "o", **more}
         handles.append(Line2D([], [], ms=3.5, mew=0.8, lw=0.9, label=label, **style))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 

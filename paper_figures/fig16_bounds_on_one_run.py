@@ -148,12 +148,12 @@ def _decorate(figure: "Figure", axes: Any, rows: Sequence[tuple[str, str]], top:
         Line2D([], [], color=COLORS[name], marker=MARKERS[name], ls="none", label=name)
         for name in PREDICTORS
     ]
-    looks = {"certificate": {"mfc": "0.4"}, "plug-in": {"mfc": "white"}}
+    looks: dict[str, dict[str, Any]] = {"certificate": {"mfc": "0.4"}, "plug-in": {"mfc": "white"}}
     handles += [
         Line2D([], [], color="0.4", marker="o", ls="none", label=label, **look)
         for label, look in looks.items()
     ]
-    cross = {"color": "black", "marker": "x", "ms": 3, "mew": 0.7}
+    cross: dict[str, Any] = {"color": "black", "marker": "x", "ms": 3, "mew": 0.7}
     handles.append(Line2D([], [], ls="none", label="vacuous", **cross))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 
