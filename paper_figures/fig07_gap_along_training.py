@@ -1,5 +1,6 @@
 """Figure 7: losses and gap along training (the form of Figure 1 of Lin et al. 2024, on our data).
 
+Masks are off in every score: the ensemble has two members along training and eight at its end.
 Means over five seeds, each with its own split; bands are Student's 95% intervals over seeds.
 
 Reads   paper_figures/records/sweeps/{rates,rates_trec}.csv
@@ -34,7 +35,7 @@ class Point:
         data: The data set.
         measure: ``train_nll``, ``test_nll`` or ``generalization_gap`` (of the smoothed risk). Nats.
         dropout_rate: p in training; 0 is plain LoRA.
-        predictor: ``ensemble`` (of two members, eight at the end), at p = 0 the only predictor.
+        predictor: ``mean``: masks off.
         epoch: Passes over the 256 training rows.
         value: Mean.
         low: Lower end of its interval.
@@ -57,7 +58,7 @@ def compute(records: Path = _sweeps.RECORDS) -> list[Point]:
     """Means over seeds, for every scored epoch of what was run; no drawing here."""
     table = _sweeps.read("rates", "rates_trec", records=records)
     table = table[table.method.isin(("lora", "lora-dropout"))]
-    table = _sweeps.arm(table, predictor="ensemble")
+    table = _sweeps.arm(table, predictor="mean")
     points = []
     for data in _sweeps.DATA:
         for rate in RATES:
@@ -70,7 +71,7 @@ def compute(records: Path = _sweeps.RECORDS) -> list[Point]:
                             data=data,
                             measure=measure,
                             dropout_rate=rate,
-                            predictor="ensemble",
+                            predictor="mean",
                             epoch=int(epoch),
                             **asdict(mean),
                         )

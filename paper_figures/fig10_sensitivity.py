@@ -1,7 +1,8 @@
 """Figure 10: sensitivity to p and to N (the form of Figure 5 of Lin et al. 2024, on our data).
 
 Paired differences over five seeds with Student's 95% intervals, at the last epoch: against plain
-LoRA on the left, four masks per step against one on the right. N at test time is in figure 9.
+LoRA on the left (one balanced mask per example), four masks per step against one on the right (each
+for the whole batch, p = 0.5; four train four times the rows). N at test time is in figure 9.
 
 Reads   paper_figures/records/sweeps/{rates,rates_trec}.csv, tests/benchmarks/records/quality.json
 Writes  paper_figures/out/fig10_sensitivity.{csv,pdf,png}
@@ -29,7 +30,7 @@ MEASURES = {
     "generalization_gap": "gap (nats)",
 }
 PREDICTORS = ("ensemble", "mean")
-PANELS = {"p": "dropout rate $p$, minus LoRA", "N": "$N = 4$ masks per step, minus $N = 1$"}
+PANELS = {"p": "dropout rate $p$, minus LoRA", "N": "$N = 4$ minus $N = 1$ masks per batch"}
 # In the record of the quality comparison; trec there is the one of 36 epochs.
 OF_QUALITY = {"test_nll": "nll", "test_accuracy": "accuracy", "generalization_gap": "gap"}
 

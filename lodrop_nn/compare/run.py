@@ -28,7 +28,6 @@ def run(
     config: RunConfig,
     *,
     parts: tuple[Part, ...] = CORE,
-    n_refits: int = 0,
     run_id: str | None = None,
     on_training: Callable[[float, str], None] | None = None,
     on_measuring: Callable[[float, str], None] | None = None,
@@ -39,8 +38,6 @@ def run(
     Args:
         config: The run.
         parts: What is measured, see :class:`~lodrop_nn.measure.settings.MeasureSettings`.
-        n_refits: Examples that are left out by Newton's method and by true refits, where ``parts``
-            holds "stability".
         run_id: Name of the record; None takes the configuration's.
         on_training: Called with the fraction of the fine-tuning that is done and a text.
         on_measuring: Called with the fraction of the measurement that is done and a text.
@@ -79,7 +76,7 @@ def run(
             seed=config.seed,
             smoothing=config.smoothing,
             hessian_steps=config.hessian_steps,
-            n_refits=n_refits,
+            n_refits=0,  # stabilities, where `parts` has them, by the Gauss-Newton method alone
             parts=parts,
         ),
         config=config.as_json(),

@@ -36,7 +36,7 @@ def sweep(
         int, typer.Option(min=0, help="Times that Ray starts a task again when its node dies.")
     ] = 3,
     table: Annotated[
-        Path | None, typer.Option(help="CSV file for the scores of all finished runs.")
+        Path | None, typer.Option(help="CSV file for the scores, once all runs are done.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what there is to do.")
@@ -61,7 +61,9 @@ def sweep(
     for name in {run.config.data for run in declared.runs()} - set(DATA_SETS):
         raise ValueError(f"`data` must be one of {sorted(DATA_SETS)}, got {name!r}.")
     if table is not None and declared.measure != "scores":
-        raise ValueError("`table` must be left out unless `measure` is 'scores'.")
+        raise ValueError(
+            f"`table` must be left out unless `measure` is 'scores', got {declared.measure!r}."
+        )
     records = RecordStore(store, lease_seconds=lease_seconds)
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, _NARROWEST)
@@ -69,7 +71,7 @@ def sweep(
     for line in before.lines():
         console.print(line)
     if dry_run:
-        _write_table(before, table)
+        _write_table(before, table, console)
         return
     try:
         if engine == "ray":
@@ -93,13 +95,17 @@ def sweep(
     console.print(after.table())
     for line in after.lines():
         console.print(line)
-    _write_table(after, table)
+    _write_table(after, table, console)
     if after.left:
         raise typer.Exit(1)
 
 
-def _write_table(status: "SweepStatus", path: Path | None) -> None:
+def _write_table(status: "SweepStatus", path: Path | None, console: Console) -> None:
+    """Write the scores of a finished sweep; a part of it must not take the place of a whole."""
     if path is None:
+        return
+    if status.left:
+        console.print(f"{path} is not written: {len(status.left)} runs are left.")
         return
     from lodrop_nn.sweep.scores import ScoreRecord
     from lodrop_nn.sweep.table import score_table

@@ -40,7 +40,8 @@ class ScoreRecord:
         scores: Risks and scores along training; those of the end come last.
         diverged_after: Steps done when the loss or a weight stopped being finite; None for a
             run that came to its end. ``scores`` then end before.
-        seconds: Wall-clock seconds of "train" and "scores"; of runs trained together, their share.
+        seconds: Wall-clock seconds of "train", "scores" and "stored_states" (what lies below the
+            adapter, for all rows); of runs trained together, their share.
         n_together: Runs that were trained in one pass.
         notes: What a reader must know.
     """

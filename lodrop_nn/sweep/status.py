@@ -18,6 +18,7 @@ def cost_of(run: SweepRun) -> float:
     """Forward passes of one example that a run costs, up to a common factor."""
     config, n_rows = run.config, run.config.n_train + run.config.n_test
     if run.measure != "scores":
+        # Curvature under masks, and Gauss-Newton products: by one run, as long as the fine-tuning.
         more = 25 * config.n_train if run.measure == "stability" else 0
         return training_cost(config) + measurement_cost(config) + more
     along = (config.epochs - 1) // run.evaluate_every

@@ -12,7 +12,8 @@ from lodrop_theory.records import Estimate, Predictor
 # Fields of a configuration that tell runs apart; the rest is the same for nearly all sweeps.
 SETTINGS = (
     *("data", "model", "seed", "dropout_rate", "n_masks_train", "mask_scope", "mask_law"),
-    *("rank", "n_train", "n_test", "epochs", "batch_size", "learning_rate", "weight_decay"),
+    *("rank", "lora_alpha", "target_modules", "adapted_layers", "n_train", "n_test", "epochs"),
+    *("batch_size", "learning_rate", "weight_decay"),
 )
 # Fields of a predictor's measurement, in nats or fractions.
 MEASURES = (
@@ -30,11 +31,11 @@ def score_table(records: Iterable[ScoreRecord]) -> pd.DataFrame:
         records: Runs with ``measure = "scores"``, of one sweep or of several.
 
     Returns:
-        Columns ``run_id``, ``method``, those of :data:`SETTINGS`, ``epoch``, ``n_masks`` (members
-        of the ensemble), ``predictor``, those of :data:`MEASURES` (the measured values, without
-        their intervals over rows; missing where not measured), ``train_seconds``,
-        ``n_together``, ``diverged_after`` and where it ran. A run that diverged before its first
-        score has one row without values.
+        Columns ``run_id``, ``method``, those of :data:`SETTINGS` (lists as text), ``n_parameters``,
+        ``train_seconds``, ``n_together``, ``diverged_after``, where it ran, ``epoch``, ``n_masks``
+        (members of the ensemble), ``predictor``, and those of :data:`MEASURES` (the measured
+        values, without their intervals over rows; missing where not measured). A run that diverged
+        before its first score has one row without values.
     """
     rows = []
     for record in records:
@@ -51,7 +52,7 @@ def score_table(records: Iterable[ScoreRecord]) -> pd.DataFrame:
 
 def _shared(record: ScoreRecord) -> dict[str, Any]:
     config = record.config
-    settings = {name: config.get(name, _DEFAULTS.get(name)) for name in SETTINGS}
+    settings = {name: _plain(config.get(name, _DEFAULTS.get(name))) for name in SETTINGS}
     return {
         "run_id": record.run_id,
         "method": record.method,
@@ -65,6 +66,11 @@ def _shared(record: ScoreRecord) -> dict[str, Any]:
 
 
 _DEFAULTS = {"mask_law": "iid"}  # left out of configurations at its default
+
+
+def _plain(value: Any) -> Any:
+    """Lists as text: a column of lists cannot be compared."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _values(at: EpochScores, predictor: Predictor) -> dict[str, Any]:
@@ -101,11 +107,12 @@ def paired_differences(
 
     Returns:
         One row per arm: the columns ``within`` and ``arms``, ``value`` (mean of the measure over
-        its seeds), ``difference``, ``low``, ``high`` (NaN with fewer than two seeds) and
-        ``n_seeds``.
+        the seeds that both have; a run that diverged has none), ``difference``, ``low``, ``high``
+        (NaN with fewer than two seeds) and ``n_seeds``.
 
     Raises:
-        ValueError: If a column is missing, or an arm has several rows for one seed.
+        ValueError: If a column is missing, no row is of the reference, or an arm has several rows
+            for one seed.
 
     Example:
         >>> rows = [(0, "lora", 0.7), (1, "lora", 0.9), (0, "ours", 0.6), (1, "ours", 0.6)]
@@ -123,10 +130,15 @@ def paired_differences(
         raise ValueError(f"`reference` must name {list(arms)}, got {sorted(reference)}.")
     chosen = table[[*keys, *arms, measure]].dropna(subset=[measure])
     if chosen.duplicated([*keys, *arms]).any():
-        raise ValueError("`table` must have one row per seed for each arm: choose an epoch first.")
+        raise ValueError(
+            "`table` must have one row per seed for each arm: choose an epoch, and name in `arms` "
+            "or `within` all that tells runs apart."
+        )
     base = chosen
     for name, value in reference.items():
         base = base[base[name] == value]
+    if base.empty:
+        raise ValueError(f"`reference` must be the values of some row, got {dict(reference)!r}.")
     joined = chosen.merge(base[[*keys, measure]], on=keys, suffixes=("", "_reference"))
     joined["difference"] = joined[measure] - joined[f"{measure}_reference"]
     rows = []

@@ -95,6 +95,7 @@ def test_a_difference_is_that_of_the_seeds(pairs):
         ({"measure": "brier"}, "none named \\['brier'\\]"),
         ({"reference": {"rank": 8}}, "`reference` must name"),
         ({"arms": [], "reference": {}}, "one row per seed"),
+        ({"reference": {"method": "typo"}}, "`reference` must be the values of some row"),
     ],
 )
 def test_what_cannot_be_paired_is_refused(changes, text):
@@ -106,18 +107,23 @@ def test_what_cannot_be_paired_is_refused(changes, text):
         paired_differences(table, **asked)
 
 
-def test_the_command_writes_the_table_of_what_is_done(tmp_path):
+def test_the_command_writes_the_table_once_all_is_done(tmp_path):
     grid = tmp_path / "grid.toml"
     grid.write_text('[common]\nseed = [0, 1]\n[[grid]]\nmethod = "lora"\n')
     store = RecordStore(str(tmp_path / "store"))
-    run = SWEEP.runs()[0]
-    store.write(run.run_id, a_record(run).as_json())
+    first, second = SWEEP.runs()
+    store.write(first.run_id, a_record(first).as_json())
     path, app = tmp_path / "scores.csv", typer.Typer()
     app.command()(command)
     arguments = [str(grid), "--store", str(tmp_path / "store"), "--table", str(path)]
+    path.write_text("a table of before")
+    partly = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert "is not written: 1 runs are left" in " ".join(partly.output.split())
+    assert path.read_text() == "a table of before"
+    store.write(second.run_id, a_record(second).as_json())
     result = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert result.exit_code == 0, result.output
-    assert set(pd.read_csv(path).run_id) == {run.run_id}
+    assert set(pd.read_csv(path).run_id) == {first.run_id, second.run_id}
     grid.write_text('measure = "stability"\n' + grid.read_text())
     refused = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert refused.exit_code == 2

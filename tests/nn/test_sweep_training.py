@@ -102,7 +102,7 @@ def test_scores_on_the_way_do_not_change_the_training(checkpoint):
     assert fine_tune(model, bank, material.train, run.config).epoch_losses == record.epoch_losses
     assert record.diverged_after is None
     assert record.notes == ("made up",)
-    assert set(record.seconds) == {"train", "scores"}
+    assert set(record.seconds) == {"train", "scores", "stored_states"}
 
 
 def test_frozen_factors_stay_where_they_began(checkpoint):
