@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import COLORS, RC
+from lodrop_theory import theorem44_floor
 from lodrop_theory.losses import smoothed_loss_range
 from paper_figures import _sweeps
 from paper_figures._comparison import DELTA, OUT, write_csv
@@ -98,7 +99,7 @@ def compute(records: Path = _sweeps.RECORDS) -> list[Point]:
                     )
     loss_range = float(smoothed_loss_range(SMOOTHING, N_CLASSES))
     for x in sorted({p.x for p in points if p.axis == "n_train"}):
-        floor = loss_range / math.sqrt(2 * x * DELTA)
+        floor = float(theorem44_floor(loss_range, x, DELTA))
         points.append(
             Point(
                 axis="n_train",
