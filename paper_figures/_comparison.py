@@ -3,7 +3,9 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 from lodrop_nn.report.summary import RateSummary, summarize
 from lodrop_theory import read_record
@@ -26,3 +28,9 @@ def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_bytes_atomically(path, text.getvalue().encode("utf-8"))
+
+
+def write_points(path: Path, points: Sequence[Any]) -> None:
+    """Write points of one dataclass as CSV, a column per field, atomically."""
+    head = tuple(field.name for field in fields(points[0]))
+    write_csv(path, [head, *(astuple(point) for point in points)])

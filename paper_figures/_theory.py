@@ -1,14 +1,11 @@
 """What the theory figures share: sizes of GLUE, the constants of the reference table, rates."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lodrop_nn.reproduce.presets import PRESETS
-from paper_figures._comparison import DELTA, write_csv
+from paper_figures._comparison import DELTA
 
 # Training rows of the GLUE tasks, from few to many.
 SIZES: dict[str, int] = {
@@ -46,9 +43,3 @@ def shades(count: int) -> list[Any]:
     import matplotlib as mpl
 
     return list(mpl.colormaps["viridis"](np.linspace(0.0, 0.88, count)))
-
-
-def write_points(path: Path, points: Sequence[Any]) -> None:
-    """Points of one dataclass as CSV, a column per field."""
-    head = tuple(field.name for field in fields(points[0]))
-    write_csv(path, [head, *(astuple(point) for point in points)])

@@ -8,7 +8,7 @@ Run     python -m paper_figures.fig02_bounds_against_truth     (CPU, seconds)
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import COLORS, RC
-from paper_figures._comparison import OUT, write_csv
+from paper_figures._comparison import OUT, write_points
 from paper_figures.truth_records import PRINTED, RECORDS
 
 if TYPE_CHECKING:
@@ -229,8 +229,7 @@ def _draw_coverage(axes: Any, points: Sequence[Point], order: Sequence[str]) -> 
 def main(records: Path = RECORDS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

@@ -7,14 +7,14 @@ Run     python -m paper_figures.fig03_cost     (CPU, seconds)
 
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import RC
 from paper_figures import _cost_panels
-from paper_figures._comparison import BENCHMARKS, OUT, write_csv
+from paper_figures._comparison import BENCHMARKS, OUT, write_points
 from paper_figures._cost_panels import BLOCKS, ENSEMBLE, REPLICAS, STEPS
 
 if TYPE_CHECKING:
@@ -195,8 +195,7 @@ def draw(points: Sequence[Point]) -> "Figure":
 def main(records: Path = BENCHMARKS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

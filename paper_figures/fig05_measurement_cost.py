@@ -8,13 +8,13 @@ Run     python -m paper_figures.fig05_measurement_cost     (CPU, seconds)
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import COLORS, RC
-from paper_figures._comparison import BENCHMARKS, OUT, write_csv
+from paper_figures._comparison import BENCHMARKS, OUT, write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,8 +223,7 @@ def _draw_products(axes: Any, points: Sequence[Point]) -> None:
 def main(records: Path = BENCHMARKS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

@@ -7,7 +7,7 @@ Run     python -m paper_figures.fig06_measured_against_theory     (CPU, seconds)
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from lodrop_nn.report.style import RC
 from lodrop_theory import BoundResult, Estimate, RunRecord, evaluate_record, looseness
 from lodrop_theory.measured_stability import measured_stability_bounds
 from paper_figures import _measured_panels
-from paper_figures._comparison import DELTA, OUT, write_csv
+from paper_figures._comparison import DELTA, OUT, write_points
 from paper_figures._measured import RECORDS, read
 from paper_figures._measured_panels import CURVATURES, METHODS
 
@@ -200,8 +200,7 @@ def draw(points: Sequence[Point]) -> "Figure":
 def main(records: Path = RECORDS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

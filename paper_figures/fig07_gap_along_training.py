@@ -9,14 +9,14 @@ Run     python -m paper_figures.fig07_gap_along_training     (CPU, seconds)
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import RC
 from paper_figures import _sweeps
-from paper_figures._comparison import OUT, write_csv
+from paper_figures._comparison import OUT, write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,8 +135,7 @@ def _legends(figure: "Figure", grid: Any) -> None:
 def main(records: Path = _sweeps.RECORDS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

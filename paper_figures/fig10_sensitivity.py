@@ -10,14 +10,14 @@ Run     python -m paper_figures.fig10_sensitivity     (CPU, seconds)
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import RC
 from paper_figures import _quality, _sweeps
-from paper_figures._comparison import BENCHMARKS, OUT, write_csv
+from paper_figures._comparison import BENCHMARKS, OUT, write_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,8 +185,7 @@ def _legend(figure: "Figure") -> None:
 def main(out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute()
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

@@ -30,9 +30,9 @@ from lodrop_theory import (
     theorem44_floor,
 )
 from paper_figures import _rate_panels
-from paper_figures._comparison import DELTA, OUT, RECORDS
+from paper_figures._comparison import DELTA, OUT, RECORDS, write_points
 from paper_figures._rate_panels import EIGENVALUES, ESTIMATORS, PENALTIES, SIZE
-from paper_figures._theory import RATES, SIZES, TEXTBOOK, write_points
+from paper_figures._theory import RATES, SIZES, TEXTBOOK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

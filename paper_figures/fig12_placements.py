@@ -31,9 +31,9 @@ from lodrop_theory.placements import (
     Placement,
 )
 from paper_figures import _placement_panels
-from paper_figures._comparison import OUT
+from paper_figures._comparison import OUT, write_points
 from paper_figures._placement_panels import LEAST, STYLES
-from paper_figures._theory import RATES, write_points
+from paper_figures._theory import RATES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

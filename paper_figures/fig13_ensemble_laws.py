@@ -36,7 +36,7 @@ from lodrop_theory import (
     variance_ratio,
 )
 from lodrop_theory.solvable.multisets import multinomial_probability, multisets
-from paper_figures._comparison import BENCHMARKS, OUT
+from paper_figures._comparison import BENCHMARKS, OUT, write_points
 from paper_figures._ensemble_panels import (
     DATA,
     LAWS,
@@ -46,7 +46,6 @@ from paper_figures._ensemble_panels import (
     draw_observed,
     draw_variance,
 )
-from paper_figures._theory import write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,10 +21,10 @@ import numpy as np
 from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import RC
 from lodrop_theory import CurvatureInputs, RunRecord, repair_dropout_rate, solve
-from paper_figures._comparison import DELTA, OUT
+from paper_figures._comparison import DELTA, OUT, write_points
 from paper_figures._feasibility_panels import PENALTIES, TARGETS, draw_rates, draw_run
 from paper_figures._measured import RECORDS, read
-from paper_figures._theory import SIZES, TEXTBOOK, write_points
+from paper_figures._theory import SIZES, TEXTBOOK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ Run     python -m paper_figures.fig15_n_and_rank     (CPU, seconds)
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from lodrop_nn.report.style import COLORS, RC
 from lodrop_theory import theorem44_floor
 from lodrop_theory.losses import smoothed_loss_range
 from paper_figures import _sweeps
-from paper_figures._comparison import DELTA, OUT, write_csv
+from paper_figures._comparison import DELTA, OUT, write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,8 +171,7 @@ def _draw_panel(axes: Any, points: Sequence[Point], axis: str, measure: str) -> 
 def main(records: Path = _sweeps.RECORDS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

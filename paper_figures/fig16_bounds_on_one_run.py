@@ -9,7 +9,7 @@ Run     python -m paper_figures.fig16_bounds_on_one_run     (CPU, seconds)
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import COLORS, MARKERS, RC
 from lodrop_theory.evaluate import evaluate_record
 from paper_figures import _measured, tab04_bound_table
-from paper_figures._comparison import DELTA, OUT, write_csv
+from paper_figures._comparison import DELTA, OUT, write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,8 +161,7 @@ def _decorate(figure: "Figure", axes: Any, rows: Sequence[tuple[str, str]], top:
 def main(records: Path = _measured.RECORDS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

@@ -12,7 +12,7 @@ Run     python -m paper_figures.fig17_choice_of_rate     (CPU, seconds)
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from lodrop_nn.report.style import COLORS, RC
 from lodrop_nn.report.summary import seed_mean
 from lodrop_theory import RunRecord
 from paper_figures import _stability
-from paper_figures._comparison import OUT, write_csv
+from paper_figures._comparison import OUT, write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,8 +163,7 @@ def draw(points: Sequence[Point]) -> "Figure":
 def main(records: Path = _stability.RECORDS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

@@ -10,7 +10,7 @@ Run     python -m paper_figures.fig20_measured_along_rate     (CPU, seconds)
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from lodrop_nn.report.style import COLORS, RC
 from lodrop_theory import RunRecord
 from lodrop_theory.evaluate import evaluate_record
 from paper_figures import _stability
-from paper_figures._comparison import DELTA, OUT, write_csv
+from paper_figures._comparison import DELTA, OUT, write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,8 +172,7 @@ def _median(values: Sequence[float]) -> float:
 def main(records: Path = _stability.RECORDS, out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute(records)
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

@@ -13,7 +13,7 @@ Run     python -m paper_figures.fig22_result     (CPU, seconds)
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from paper_figures import (
     fig10_sensitivity,
     fig21_decay_at_same_kappa,
 )
-from paper_figures._comparison import DELTA, OUT, write_csv
+from paper_figures._comparison import DELTA, OUT, write_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,8 +201,7 @@ def _draw_penalty(axes: Any, points: Sequence[Point]) -> None:
 def main(out: Path = OUT) -> None:
     """Write the numbers and the picture."""
     points = compute()
-    head = tuple(field.name for field in fields(Point))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(point) for point in points)])
+    write_points(out / f"{NAME}.csv", points)
     save(draw(points), out / NAME)
 
 

@@ -7,11 +7,11 @@ Run     python -m paper_figures.tab02_quality     (CPU, seconds)
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lodrop_theory.records import write_bytes_atomically
-from paper_figures._comparison import BENCHMARKS, OUT, write_csv
+from paper_figures._comparison import BENCHMARKS, OUT, write_points
 from paper_figures._quality import ARMS, DATA, LONG, PREDICTORS, find, read
 
 NAME = Path(__file__).stem
@@ -105,8 +105,7 @@ def as_markdown(lines: Sequence[Line]) -> str:
 def main(records: Path = BENCHMARKS, out: Path = OUT) -> None:
     """Write both forms."""
     lines = compute(records)
-    head = tuple(field.name for field in fields(Line))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(line) for line in lines)])
+    write_points(out / f"{NAME}.csv", lines)
     write_bytes_atomically(out / f"{NAME}.md", as_markdown(lines).encode("utf-8"))
 
 

@@ -7,13 +7,13 @@ Run     python -m paper_figures.tab03_certificates     (CPU, seconds)
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lodrop_nn.certify.record import CertificateRecord, read_certificate
 from lodrop_theory.records import Estimate, write_bytes_atomically
-from paper_figures._comparison import HERE, OUT, write_csv
+from paper_figures._comparison import HERE, OUT, write_points
 
 NAME = Path(__file__).stem
 RECORDS = HERE / "records" / "certificate"
@@ -222,8 +222,7 @@ def _table(lines: Sequence[Line], columns: Mapping[str, Callable[[Line], str]]) 
 def main(records: Path = RECORDS, out: Path = OUT) -> None:
     """Write both forms."""
     lines = compute(records)
-    head = tuple(field.name for field in fields(Line))
-    write_csv(out / f"{NAME}.csv", [head, *(astuple(line) for line in lines)])
+    write_points(out / f"{NAME}.csv", lines)
     write_bytes_atomically(out / f"{NAME}.md", as_markdown(lines).encode("utf-8"))
 
 

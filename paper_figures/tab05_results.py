@@ -18,9 +18,8 @@ from typing import Any
 from lodrop_nn.reproduce.plan import METHODS, Method, has_masks
 from lodrop_nn.reproduce.published import NOT_AVAILABLE, PUBLISHED, SOURCE
 from lodrop_theory.records import write_bytes_atomically
-from paper_figures._comparison import BENCHMARKS, OUT
+from paper_figures._comparison import BENCHMARKS, OUT, write_points
 from paper_figures._quality import Row, find, read
-from paper_figures._theory import write_points
 
 NAME = Path(__file__).stem
 QUOTED = "†"

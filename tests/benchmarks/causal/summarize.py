@@ -162,8 +162,8 @@ def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "protocol": {
             **protocols[0],
             "n_parameters": first["n_parameters"],
-            "predictors": "mean: masks off; gibbs: mean over the members of each member's score, but "
-            "its ECE is that of the members' predictions pooled; "
+            "predictors": "mean: masks off; gibbs: mean over the members of each member's score, "
+            "but its ECE is that of the members' predictions pooled; "
             "ensemble: probabilities averaged over the members, the same for all rows",
             "text_nll": "nats per token of the sentence; label_nll: softmax over the two words; "
             "word_nll: the label word among all tokens",
