@@ -155,7 +155,7 @@ def draw(points: Sequence[Point]) -> "Figure":
         right.axvline(0, color="0.6", lw=0.7, zorder=0)
         right.set_yticks(range(len(rules)), [RULES[p.series] for p in rules])
         right.set_ylim(len(rules) - 0.5, -0.6)
-        right.set_xlabel("held-out risk above that of the best rate (nats)")
+        right.set_xlabel("held-out risk above the best (nats)")
         right.set_title("b  what a rule gives up", size=8, loc="left")
     return figure
 

@@ -139,6 +139,8 @@ def draw(points: Sequence[Point]) -> "Figure":
         grid["penalty"].axhline(0, color="0.6", lw=0.7, zorder=0)
         for name in ("lipschitz", "stability", "bounds"):
             grid[name].set_yscale("log")
+        grid["penalty"].set_yscale("symlog", linthresh=1e-3)
+        grid["stability"].set_ylim(bottom=2e-5)  # room for the legend
         for axes in grid.values():
             axes.legend(fontsize=6)
         for name in ("stability", "bounds"):
