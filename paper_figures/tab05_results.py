@@ -64,7 +64,8 @@ LEGEND = f"""\
 {NOT_AVAILABLE}
 Our tasks are not the paper's: MiniLM-L6, LoRA of rank 8 in the upper two blocks, 256 training and
 384 test rows, 12 epochs, last epoch; means over seeds with Student's 95% intervals. LoRA Dropout is
-at p = 0.5 with one balanced mask per example; the ensemble has 16 masks, "mean" has none.
+at p = 0.5 with one balanced mask per example; the ensemble has 16 masks, "mean" has none. AdaLoRA's
+learning rate is the one of three whose training loss was nearest to LoRA's; trec is not fitted yet.
 """
 
 
