@@ -132,8 +132,8 @@ def as_markdown(lines: Sequence[Line]) -> str:
     parts = [
         "Last epoch; 95% Student intervals in brackets. NLL, gap and fit (training NLL) in nats; "
         "differences are paired by split; an ensemble predicts with 16 passes. Rows trained and "
-        "processor time of a step over plain LoRA's. AdaLoRA's learning rate is that of three tried on another split whose training "
-        "NLL was nearest to LoRA's.\n"
+        "processor time of a step over plain LoRA's. AdaLoRA's learning rate is that of three "
+        "tried on another split whose training NLL was nearest to LoRA's.\n"
     ]
     for data in dict.fromkeys(line.data for line in lines):
         here = [line for line in lines if line.data == data]
