@@ -4,11 +4,13 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import transformers
 
 from lodrop_nn.config import RunConfig
 from lodrop_nn.data import load_base_model
+from lodrop_nn.measure.predictions import predict_all
 from lodrop_nn.sweep import training
 from lodrop_nn.sweep.batching import run_unit, units_of
 from lodrop_nn.sweep.grid import SweepConfig, SweepRun
@@ -173,3 +175,28 @@ def test_a_measured_run_is_that_of_a_comparison(checkpoint, monkeypatch, tmp_pat
     assert (
         final_scores(content)["test_nll"]["value"] == record.predictors["ensemble"].test_nll.value
     )
+
+
+@pytest.mark.parametrize("n_masks_train", [1, 2])
+def test_stored_states_change_neither_steps_nor_scores(checkpoint, n_masks_train):
+    run = a_run(checkpoint, n_masks_train=n_masks_train)
+    found = []
+    for stored in (True, False):
+        material = training.Material(run.config, "cpu")
+        model, bank = build_adapter(run.config, material.base)
+        if stored:
+            material.store_prefixes(model)
+            assert material.train_prefix is not None
+            assert material.train_prefix.n_blocks == 1
+        trained = fine_tune(model, bank, material.train, run.config, stored=material.train_prefix)
+        predictions = [
+            predict_all(model, bank, rows, n_masks=3, seed=0, stored=prefix)
+            for rows, prefix in material.scored()
+        ]
+        found.append((trained.epoch_losses, predictions))
+    (losses, ours), (expected_losses, expected) = found
+    assert losses == pytest.approx(expected_losses, abs=1e-5)
+    for one, other in zip(ours, expected, strict=True):
+        for predictor in ("gibbs", "ensemble", "mean"):
+            np.testing.assert_allclose(one.of(predictor), other.of(predictor), atol=1e-5)
+        assert (one.labels == other.labels).all()
