@@ -11,7 +11,6 @@ import torch
 from peft import (
     AdaLoraConfig,
     LoraConfig,
-    MontecloraConfig,
     PeftModel,
     TaskType,
     get_peft_model,
@@ -48,6 +47,8 @@ def build(problem: Problem, arm: Arm, n_steps: int = 0) -> tuple[PeftModel, Mask
     seed = run_seed(problem, arm)
     special: dict[str, Any] = {"lora_dropout": arm.peft_dropout}
     if arm.monteclora:
+        from peft import MontecloraConfig  # older ones have none
+
         special["monteclora_config"] = MontecloraConfig()
     if arm.adalora:
         special |= adalora.settings(RANK, n_steps)
