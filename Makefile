@@ -40,7 +40,9 @@ experiments: $(VENV)/.compare  ## the runs behind figures 7, 10, 15, 17 and 20: 
 	for grid in $(SWEEPS); do OMP_NUM_THREADS=1 $(BIN)/lodrop sweep paper_figures/grids/$$grid.toml \
 	    --store runs/sweeps --table paper_figures/records/sweeps/$$grid.csv $(ARGS) || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/lodrop sweep paper_figures/grids/stability.toml \
-	    --store paper_figures/records/stability $(ARGS)
+	    --store runs/stability $(ARGS)
+	mkdir -p paper_figures/records/stability
+	cp runs/stability/*.json paper_figures/records/stability/
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,14 +1,13 @@
 """The committed scores of the sweeps: one table per grid, and means and differences over seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lodrop_nn.report.style import COLORS
-from lodrop_nn.report.summary import seed_mean
+from lodrop_nn.report.summary import SeedMean, seed_mean
 from paper_figures._comparison import HERE
 
 RECORDS = HERE / "records" / "sweeps"
@@ -29,21 +28,9 @@ DATA_STYLES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A mean over seeds with Student's 95% interval.
-
-    Attributes:
-        value: Mean.
-        low: Lower end; NaN with fewer than two seeds.
-        high: Upper end.
-        n: Seeds.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
+def fields_of(found: SeedMean) -> dict[str, Any]:
+    """A mean over seeds as the fields that plotted points have: value, low, high and n."""
+    return {"value": found.mean, "low": found.low, "high": found.high, "n": found.n_seeds}
 
 
 def read(*grids: str, records: Path = RECORDS) -> pd.DataFrame:
@@ -67,7 +54,7 @@ def arm(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     return table
 
 
-def over_seeds(table: pd.DataFrame, measure: str) -> Mean:
+def over_seeds(table: pd.DataFrame, measure: str) -> SeedMean:
     """Mean of a measure over the seeds of one arm.
 
     Raises:
@@ -75,11 +62,10 @@ def over_seeds(table: pd.DataFrame, measure: str) -> Mean:
     """
     if table.seed.duplicated().any():
         raise ValueError("`table` must have one row per seed.")
-    found = seed_mean(table[measure].tolist())
-    return Mean(value=found.mean, low=found.low, high=found.high, n=found.n_seeds)
+    return seed_mean(table[measure].tolist())
 
 
-def difference(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> Mean:
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> SeedMean:
     """Mean over shared seeds of ours less theirs.
 
     Raises:
@@ -88,8 +74,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> Mean:
     if ours.seed.duplicated().any() or theirs.seed.duplicated().any():
         raise ValueError("`ours` and `theirs` must have one row per seed.")
     joined = ours.set_index("seed")[measure] - theirs.set_index("seed")[measure]
-    found = seed_mean(joined.dropna().tolist())
-    return Mean(value=found.mean, low=found.low, high=found.high, n=found.n_seeds)
+    return seed_mean(joined.dropna().tolist())
 
 
 def band(axes: Any, x: Sequence[float], means: Sequence[Any], **style: Any) -> None:

@@ -9,7 +9,7 @@ Run     python -m paper_figures.fig07_gap_along_training     (CPU, seconds)
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ def compute(records: Path = _sweeps.RECORDS) -> list[Point]:
                             dropout_rate=rate,
                             predictor="mean",
                             epoch=int(epoch),
-                            **asdict(mean),
+                            **_sweeps.fields_of(mean),
                         )
                     )
     return points

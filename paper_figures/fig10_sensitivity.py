@@ -10,7 +10,7 @@ Run     python -m paper_figures.fig10_sensitivity     (CPU, seconds)
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def _along_rate(table: "pd.DataFrame") -> Iterator[Point]:
                         measure=measure,
                         predictor=predictor,
                         x=float(x),
-                        **asdict(_sweeps.difference(ours, base, measure)),
+                        **_sweeps.fields_of(_sweeps.difference(ours, base, measure)),
                     )
 
 

@@ -12,7 +12,7 @@ Run     python -m paper_figures.fig15_n_and_rank     (CPU, seconds)
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def compute(records: Path = _sweeps.RECORDS) -> list[Point]:
                             measure=measure,
                             dropout_rate=rate,
                             predictor=predictor,
-                            **asdict(mean),
+                            **_sweeps.fields_of(mean),
                         )
                     )
     loss_range = float(smoothed_loss_range(SMOOTHING, N_CLASSES))

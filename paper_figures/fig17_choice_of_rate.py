@@ -20,7 +20,7 @@ from lodrop_nn.report.figure import save
 from lodrop_nn.report.style import COLORS, RC
 from lodrop_nn.report.summary import seed_mean
 from lodrop_theory import RunRecord
-from paper_figures import _stability
+from paper_figures import _stability, _sweeps
 from paper_figures._comparison import OUT, write_points
 
 if TYPE_CHECKING:
@@ -108,17 +108,8 @@ def _choice(rule: str, runs: dict[float, RunRecord]) -> float:
 
 
 def _point(panel: str, series: str, rate: float, values: Sequence[float], chosen: str) -> Point:
-    found = seed_mean(values)
-    return Point(
-        panel=panel,
-        series=series,
-        dropout_rate=rate,
-        value=found.mean,
-        low=found.low,
-        high=found.high,
-        n=found.n_seeds,
-        chosen=chosen,
-    )
+    mean = _sweeps.fields_of(seed_mean(values))
+    return Point(panel=panel, series=series, dropout_rate=rate, chosen=chosen, **mean)
 
 
 def draw(points: Sequence[Point]) -> "Figure":

@@ -123,15 +123,7 @@ def _levels(records: Path = _stability.RECORDS) -> Iterator[Point]:
 
 
 def _point(panel: str, series: str, rate: float, mean: SeedMean) -> Point:
-    return Point(
-        panel=panel,
-        series=series,
-        dropout_rate=rate,
-        value=mean.mean,
-        low=mean.low,
-        high=mean.high,
-        n=mean.n_seeds,
-    )
+    return Point(panel=panel, series=series, dropout_rate=rate, **_sweeps.fields_of(mean))
 
 
 def draw(points: Sequence[Point]) -> "Figure":
